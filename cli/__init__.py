@@ -1,0 +1,1 @@
+"""The command `ssl`; one command per file."""

@@ -1,0 +1,86 @@
+"""Other processes: how they are joined, and the little that the rest of the code may know of them.
+
+An objective may use `gather`, and nothing else. Its gradient is that of the sum of every process's
+loss, so with the loop's weighted mean over processes the gradient of W processes is that of one.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .errors import ConfigError
+
+
+def join(device: torch.device, timeout: float) -> None:
+    """Join the process group that torchrun describes in the environment; alone, do nothing."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        try:
+            dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        except (dist.DistError, ValueError) as cause:
+            raise ConfigError(f"this process could not join the others: {cause}") from cause
+
+
+def leave() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def total(x: Tensor) -> Tensor:
+    """The sum of x over all processes; not differentiable."""
+    if world() > 1:
+        x = x.clone()
+        dist.all_reduce(x)
+    return x
+
+
+def anyone(flag: bool) -> bool:
+    """Whether the flag is set on any process: a decision that all take alike. Waits for the others."""
+    return bool(total(torch.tensor(float(flag))) > 0)
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    if world() > 1:
+        dist.barrier()
+
+
+def gather(x: Tensor) -> Tensor:
+    """Concatenate x [B, ...], of one shape everywhere, over all processes: [world * B, ...].
+
+    Differentiable: the gradient of this process's rows is summed over all processes.
+    """
+    if world() == 1:
+        return x
+    gathered: Tensor = _Gather.apply(x)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        out = [torch.empty_like(x) for _ in range(world())]
+        dist.all_gather(out, x.contiguous())
+        return torch.cat(out)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        dist.all_reduce(grad := grad.contiguous().clone())
+        return grad.chunk(world())[rank()]

@@ -1,0 +1,1 @@
+"""Whatever listens to a run."""

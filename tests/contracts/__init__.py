@@ -1,0 +1,1 @@
+"""The conformance suite for plugins: import its tests, name your plugin."""

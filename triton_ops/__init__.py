@@ -1,0 +1,1 @@
+"""Fused operations for GPU pretraining."""
