@@ -1,0 +1,79 @@
+"""What is installed, as the command line shows and completes it: nothing here imports a plugin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+from click.shell_completion import CompletionItem
+
+from selfsup.kernel.discovery import Found, Plugins
+from selfsup.kernel.errors import PluginError
+
+Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a list of plugins."""
+
+    name: str
+    distribution: str
+    summary: str
+    broken: bool = False
+
+
+def plugins_of(context: click.Context) -> Plugins:
+    """The plugins of this invocation; looked up once, on first use."""
+    root = context.find_root()
+    if not isinstance(root.obj, Plugins):
+        root.obj = Plugins()
+    return root.obj
+
+
+def rows(plugins: Plugins, kind: str) -> list[Row]:
+    """All plugins of a kind, with those that cannot be used and why."""
+    return [row(plugins, kind, name) for name in plugins.names(kind)]
+
+
+def row(plugins: Plugins, kind: str, name: str) -> Row:
+    """One plugin; two distributions that claim its name, or a file that does not parse, are said in the line."""
+    try:
+        found = plugins.find(kind, name)
+    except PluginError as clash:
+        return Row(name, "?", str(clash), broken=True)
+    return Row(name, found.distribution, *_summary(found))
+
+
+def _summary(found: Found) -> tuple[str, bool]:
+    try:
+        return found.summary(), False
+    except (SyntaxError, ValueError, OSError) as cause:
+        return f"cannot be read: {type(cause).__name__}: {cause}", True
+
+
+def complete_names(kind: str) -> Complete:
+    """Shell completion of the names of a kind of plugin."""
+
+    def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        plugins = plugins_of(context)
+        names = [name for name in plugins.names(kind) if name.startswith(incomplete)]
+        return [CompletionItem(name, help=row(plugins, kind, name).summary) for name in names]
+
+    return complete
+
+
+def complete_runs(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Shell completion of run folders: those that hold a run.toml, here and one level down; else any folder."""
+    given = Path(incomplete)
+    parent, start = (given, "") if incomplete.endswith("/") else (given.parent, given.name)
+    here = [path for path in sorted(parent.glob("*")) if path.name.startswith(start) and path.is_dir()]
+    found = [path for folder in here for path in (folder, *sorted(folder.glob("*"))) if (path / "run.toml").is_file()]
+    return [CompletionItem(str(path)) for path in found] or [CompletionItem(incomplete, type="dir")]
+
+
+def complete_files(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Shell completion of files and folders."""
+    return [CompletionItem(incomplete, type="file")]

@@ -1,0 +1,122 @@
+"""The command `ssl`, and the only place that turns an error into a message.
+
+Commands are entry points of the group `selfsup.commands`: a command is imported when it is called,
+so that help, lists and shell completion stay fast and a broken one harms no other.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted outside a run (inside one, Ctrl-C saves
+and ends with 0).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+from selfsup.kernel.errors import PluginError, SelfsupError, nearest
+
+from .installed import plugins_of, rows
+
+
+class Commands(click.Group):
+    """A group whose commands are looked up by entry point."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names, without importing any."""
+        return plugins_of(ctx).names("commands")
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command of this name; None if there is none."""
+        plugins = plugins_of(ctx)
+        if cmd_name not in plugins.names("commands"):
+            return None
+        command = plugins.load("commands", cmd_name)
+        if not isinstance(command, click.Command):
+            owner = plugins.find("commands", cmd_name).distribution
+            raise PluginError(f"the command {cmd_name!r} of {owner} is no click.Command but a {type(command).__name__}")
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that the first argument names, or a usage error with the nearest match."""
+        if not ctx.resilient_parsing and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            raise click.UsageError(f"there is no command {args[0]!r}; {nearest(args[0], self.list_commands(ctx))}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Names and summaries, without importing any command."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(row.name, row.summary) for row in rows(plugins_of(ctx), "commands")])
+
+
+@click.group(
+    cls=Commands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Begin with: ssl train --plugin simclr. Without --data it trains on a small built-in sample.",
+)
+@click.option("--debug", is_flag=True, help="Show the traceback of an error; may stand anywhere on the line.")
+@click.version_option(package_name="selfsup", message="%(package)s %(version)s")
+@click.pass_context
+def ssl(context: click.Context, debug: bool) -> None:
+    """Pretrain models on unlabelled data."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and end the process."""
+    given = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in given
+    try:
+        code = ssl.main([a for a in given if a != "--debug"], prog_name="ssl", standalone_mode=False)
+    except Exception as error:
+        if debug:
+            raise
+        code = report(error)
+    except KeyboardInterrupt:
+        say("interrupted")
+        code = 130
+    leave(code if isinstance(code, int) else 0)
+
+
+def report(error: Exception) -> int:
+    """Say what went wrong, for people, on stderr; return the exit code."""
+    match error:
+        case click.Abort():  # what click makes of Ctrl-C
+            say("interrupted")
+            return 130
+        case click.UsageError():
+            say(f"error: {error.format_message()}")
+            if error.ctx:
+                say(f"       {error.ctx.command_path} --help says what it takes")
+            return 2
+        case click.ClickException():
+            say(f"error: {error.format_message()}")
+        case SelfsupError():
+            say(f"error: {error}")
+        case BrokenPipeError():  # the reader has left, as in `ssl plugins | head`
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the flush at exit would fail again
+        case _:
+            say(f"error: {type(error).__name__}: {error}")
+            say("       this was not foreseen; --debug shows where it happened")
+    return 1
+
+
+def say(text: str) -> None:
+    """One line on stderr, with the process's number where there are several."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    click.echo(f"[{os.environ.get('RANK', '0')}] {text}" if several else text, err=True)
+
+
+def leave(code: int) -> NoReturn:
+    """End the process; one of several that failed ends at once, as a thread that waits for the others could hold it."""
+    if code and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -1,0 +1,113 @@
+"""List what is installed; with a name, show a plugin's paper, presets and options."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from selfsup.kernel.discovery import KINDS, SINGULAR, Plugins
+from selfsup.kernel.errors import PluginError, nearest
+
+from .installed import Row, plugins_of, rows
+
+
+def _complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[Any]:
+    names = {name for kind in KINDS[:-1] for name in plugins_of(context).names(kind)}
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
+@click.command()
+@click.argument("name", required=False, shell_complete=_complete)
+@click.option("--kind", type=click.Choice(KINDS), help="Only plugins of this kind.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def plugins(context: click.Context, name: str | None, kind: str | None, as_json: bool) -> None:
+    """List what is installed; with a NAME, show a plugin's paper, presets and options."""
+    installed = plugins_of(context)
+    kinds = (kind,) if kind else KINDS
+    if name is None:
+        table = {k: rows(installed, k) for k in kinds}
+        click.echo(json.dumps(_plain(table), indent=2)) if as_json else _print_list(table)
+        return
+    found = [k for k in kinds if name in installed.names(k)]
+    if not found:
+        what = SINGULAR[kind] if kind else "plugin"
+        known = {n for k in kinds for n in installed.names(k)}
+        raise PluginError(f"there is no {what} called {name!r}; {nearest(name, known)}")
+    facts = [_facts(installed, k, name) for k in found]
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+    else:
+        for fact in facts:
+            _print_facts(fact)
+
+
+def _plain(table: dict[str, list[Row]]) -> dict[str, list[dict[str, Any]]]:
+    return {kind: [vars(row) for row in listed] for kind, listed in table.items()}
+
+
+def _print_list(table: dict[str, list[Row]]) -> None:
+    console = Console(highlight=False)
+    for kind, listed in table.items():
+        if listed:
+            grid = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+            for width in (14, 14, None):
+                grid.add_column(min_width=width)
+            for row in listed:
+                name, owner = Text(f"  {row.name}", "bold"), Text(row.distribution, "dim")
+                grid.add_row(name, owner, Text(row.summary, "red" if row.broken else ""))
+            console.print(Text(kind, "underline"), grid, sep="\n")
+    console.print("\nssl plugins NAME shows a plugin's paper and options", style="dim")
+
+
+def _facts(installed: Plugins, kind: str, name: str) -> dict[str, Any]:
+    """Everything about one plugin, as JSON holds it; imports it."""
+    found = installed.find(kind, name)
+    plugin = found.load()
+    facts: dict[str, Any] = {"kind": SINGULAR[kind], "name": name, "distribution": found.distribution}
+    facts["summary"] = found.summary()
+    if kind == "commands":
+        return facts | {"usage": f"ssl {name} --help"}
+    facts |= {key: getattr(plugin, key) for key in ("paper", "towers") if hasattr(plugin, key)}
+    if hasattr(plugin, "presets"):
+        facts["presets"] = {preset: dict(settings) for preset, settings in plugin.presets.items()}
+    return facts | {"options": _options(plugin)}
+
+
+def _options(plugin: Any) -> list[dict[str, str]]:
+    from selfsup.kernel.config import describe, schema  # pydantic: not for the list
+
+    out = []
+    for option, field in schema(plugin).model_fields.items():
+        kind, default, limits = describe(field)
+        text = field.description or ""
+        out.append({"name": option, "type": kind, "default": default, "range": limits, "about": text})
+    return out
+
+
+def _print_facts(fact: dict[str, Any]) -> None:
+    console = Console(highlight=False)
+    console.print(Text(f"{fact['kind']} {fact['name']}", "bold"), Text(fact["distribution"], "dim"))
+    console.print(Text(fact["summary"]), *([Text(fact["paper"], "italic")] if "paper" in fact else []), sep="\n")
+    for preset, settings in fact.get("presets", {}).items():
+        shown = ", ".join(f"{key} = {_short(value)}" for key, value in settings.items())
+        console.print(Text(f"\npreset {preset}", "bold"), Text(shown or "as the defaults"), sep="\n  ", soft_wrap=True)
+    if "usage" in fact:
+        console.print(fact["usage"])
+    if fact.get("options"):
+        grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
+        for column in ("option", "type", "default", "range", "what it is"):
+            grid.add_column(column, overflow="fold")
+        for o in fact["options"]:
+            grid.add_row(*(Text(o[key]) for key in ("name", "type", "default", "range", "about")))
+        console.print(grid)
+
+
+def _short(value: Any) -> str:
+    return json.dumps(value, default=str)
