@@ -27,43 +27,26 @@ if TYPE_CHECKING:
     from .discovery import Plugins as Plugins
     from .distributed import gather as gather
     from .hookspecs import hookimpl as hookimpl
+    from .loader import Part as Part
     from .loader import Source as Source
     from .loop import Report as Report
     from .loop import Run as Run
     from .random import Stream as Stream
     from .random import stream as stream
 
-_HOME = {
-    "about": "config",
-    "Plugins": "discovery",
-    "gather": "distributed",
-    "hookimpl": "hookspecs",
-    "Source": "loader",
-    "Report": "loop",
-    "Run": "loop",
-    "Stream": "random",
-    "stream": "random",
-} | dict.fromkeys(
-    (
-        "Backbone",
-        "Batch",
-        "Collator",
-        "Draw",
-        "Loss",
-        "Modality",
-        "Objective",
-        "Raw",
-        "Sample",
-        "Signal",
-        "Stem",
-        "Step",
-        "Tower",
-        "collate_each",
-    ),
-    "contracts",
-)
+_EXPORTS = {
+    "config": "about",
+    "contracts": "Backbone Batch Collator Draw Loss Modality Objective Raw Sample Signal Stem Step Tower collate_each",
+    "discovery": "Plugins",
+    "distributed": "gather",
+    "hookspecs": "hookimpl",
+    "loader": "Part Source",
+    "loop": "Report Run",
+    "random": "Stream stream",
+}
+_HOME = {name: module for module, names in _EXPORTS.items() for name in names.split()}
 
-__all__ = sorted(_HOME)  # noqa: PLE0605
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:

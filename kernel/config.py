@@ -74,7 +74,9 @@ def schema(factory: Callable[..., Any]) -> type[pydantic.BaseModel]:
         if p.kind is p.KEYWORD_ONLY
     }
     title = getattr(factory, "__name__", "options")
-    strict = pydantic.ConfigDict(extra="forbid", validate_default=True, protected_namespaces=(), arbitrary_types_allowed=True)
+    strict = pydantic.ConfigDict(
+        extra="forbid", validate_default=True, protected_namespaces=(), arbitrary_types_allowed=True
+    )
     return pydantic.create_model(title, __config__=strict, **fields)
 
 

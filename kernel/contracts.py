@@ -276,6 +276,10 @@ class Objective(nn.Module, ABC):
     def after_step(self, step: Step) -> None:
         """Change parameters that the optimizer does not own: EMA teachers."""
 
+    def backbones(self) -> list[Backbone]:
+        """Every backbone inside, teachers' included."""
+        return [module for module in self.modules() if isinstance(module, Backbone)]
+
     def no_decay(self) -> Iterable[str]:
         """Names of parameters without weight decay, besides all one-dimensional ones."""
         return ()

@@ -7,14 +7,18 @@ loss, so with the loop's weighted mean over processes the gradient of W processe
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from .contracts import Objective
 
 
 def join(device: torch.device, timeout: float) -> None:
@@ -84,3 +88,35 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         dist.all_reduce(grad := grad.contiguous().clone())
         return grad.chunk(world())[rank()]
+
+
+class Wrapped:
+    """An objective as one of several processes runs it: alone, under DDP or sharded by FSDP2."""
+
+    def __init__(self, objective: Objective, parallel: str, device: torch.device) -> None:
+        self.forward: nn.Module = objective
+        self.sharded = False
+        if world() == 1:
+            return
+        if parallel == "fsdp":
+            from torch.distributed.fsdp import fully_shard
+
+            for backbone in objective.backbones():
+                for unit in backbone.units():
+                    fully_shard(unit)
+            fully_shard(objective)
+            self.sharded = True
+        else:
+            self.forward = nn.parallel.DistributedDataParallel(
+                objective,
+                broadcast_buffers=False,
+                find_unused_parameters=any(b.skips_parameters for b in objective.backbones()),
+            )
+
+    def syncing(self, last: bool) -> AbstractContextManager[object]:
+        """Share gradients with the other processes after the last microbatch only."""
+        if isinstance(self.forward, nn.parallel.DistributedDataParallel) and not last:
+            return self.forward.no_sync()
+        if self.sharded:
+            self.forward.set_requires_gradient_sync(last)  # type: ignore[operator]
+        return nullcontext()

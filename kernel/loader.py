@@ -1,12 +1,28 @@
-"""Sample order, batches, workers."""
+"""Sample order, batches, workers.
+
+Order is a function (law 2): the global order is endless, place g of it belongs to step g // batch, and
+which sample stands there depends on the seed and g alone. So a resume needs only the step's number,
+and any number of workers, processes and microbatches sees the same samples with the same draws.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
-from .contracts import Sample
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from . import distributed
+from .contracts import Batch, Collator, Modality, Sample, Signal
+from .errors import BadSample, ConfigError, DataError
+from .random import shuffled, stream, tag, untag
+
+TRIES = 100  # how many samples in a row may be unusable before the data is
 
 
 @dataclass(frozen=True)
@@ -23,10 +39,175 @@ class Source(Protocol):
     parts: Sequence[Part]  # consecutive; their sizes add up to len()
     notes: Sequence[str]  # the first look at the data, for people: counts, sizes, what was left out and why
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """How many samples there are."""
 
     def __getitem__(self, index: int) -> Sample:
         """Stored fields, not decoded: {"audio": path or {"bytes", "path"}, ...}, and "label" (int) where known."""
 
     def name(self, index: int) -> str:
         """What a person calls this sample: a path, a row of a file."""
+
+
+class Order:
+    """Which sample stands at each place of the endless global order.
+
+    An epoch has as many places as there are samples, and each part gets its share of them, exactly.
+    Every part is gone through in a new permutation each time, whether an epoch shows it once (the
+    natural mixture), more often or in part.
+    """
+
+    def __init__(self, parts: Sequence[Part], seed: int) -> None:
+        self.seed, self.sizes = seed, np.array([p.size for p in parts])
+        self.n = int(self.sizes.sum())
+        shares = np.array([p.weight for p in parts]) / sum(p.weight for p in parts) * self.n
+        self.places = np.floor(shares + 1e-9).astype(np.int64)  # of each part in an epoch
+        rest = np.argsort(self.places - shares, kind="stable")[: self.n - int(self.places.sum())]
+        self.places[rest] += 1
+        self.first = np.cumsum(self.sizes) - self.sizes  # index of each part's first sample
+
+    def ids(self, places: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """The ids, tagged with the number of times that the sample's part was gone through: int64, as `places`."""
+        epoch, place = np.divmod(places, self.n)
+        slot = np.empty_like(place)
+        for e in np.unique(epoch):
+            slot[epoch == e] = shuffled(place[epoch == e], self.n, self.seed, f"order {e}")
+        ends = np.cumsum(self.places)
+        part = np.searchsorted(ends, slot, side="right")
+        turn, within = np.divmod(epoch * self.places[part] + slot - (ends - self.places)[part], self.sizes[part])
+        for p, t in np.unique(np.stack([part, turn]), axis=1).T:
+            if self.places[p] != self.sizes[p]:
+                here = (part == p) & (turn == t)
+                within[here] = shuffled(within[here], int(self.sizes[p]), self.seed, f"part {p} turn {t}")
+        ids: np.ndarray[Any, Any] = tag(turn, self.first[part] + within)
+        return ids
+
+    def instead(self, place: int, attempt: int) -> int:
+        """Another sample for a place whose own cannot be used."""
+        draw = stream(self.seed, f"instead {attempt}", torch.tensor([place]))
+        return int(tag(place // self.n, draw.integers(self.n, 1).item()))
+
+
+class Reader(Dataset[Batch]):
+    """Places of the order -> a batch: decode, skip what cannot be decoded, collate. Runs in workers."""
+
+    def __init__(self, source: Source, modalities: Mapping[str, Modality], collate: Collator, seed: int) -> None:
+        self.source, self.modalities, self.collate, self.seed = source, modalities, collate, seed
+        self.order = Order(source.parts, seed)
+
+    def __getitem__(self, places: Sequence[int]) -> Batch:
+        """The batch, with "ids" [B], "amount" {unit: how much} and "bad" {index: reason} beside its signals."""
+        bad: dict[int, str] = {}
+        found = [
+            self._usable(place, int(ident), bad)
+            for place, ident in zip(places, self.order.ids(np.asarray(places)), strict=True)
+        ]
+        ids = torch.tensor([ident for ident, _ in found])
+        batch = self.collate([sample for _, sample in found], partial(stream, self.seed, ids=ids))
+        amount: dict[str, float] = {}
+        for name, modality in self.modalities.items():
+            if modality.unit and isinstance(batch.get(name), Signal):
+                amount[modality.unit] = amount.get(modality.unit, 0.0) + modality.amount(batch[name])
+        return {**batch, "ids": ids, "amount": amount, "bad": bad}
+
+    def read(self, index: int) -> Sample:
+        """Decode one sample: {tower: raw}. BadSample says why it cannot be used."""
+        try:
+            stored = self.source[index]
+            return {tower: modality.read(stored[modality.field]) for tower, modality in self.modalities.items()}
+        except BadSample:
+            raise
+        except Exception as cause:
+            raise BadSample(f"{type(cause).__name__}: {cause}") from cause
+
+    def _usable(self, place: int, ident: int, bad: dict[int, str]) -> tuple[int, Sample]:
+        for attempt in range(1, TRIES + 1):
+            index = int(untag(ident)[1])
+            try:
+                return ident, self.read(index)
+            except BadSample as why:
+                bad[index] = str(why)
+                ident = self.order.instead(place, attempt)
+        reasons = "\n".join(f"  {self.source.name(i)}: {why}" for i, why in list(bad.items())[:10])
+        raise DataError(f"{len(bad)} samples in a row cannot be used:\n{reasons}")
+
+
+class Loader:
+    """The microbatches of this process, step by step."""
+
+    def __init__(self, reader: Reader, *, batch: int, microbatch: int | None, workers: int, timeout: float) -> None:
+        self.reader, self.batch, self.workers, self.timeout = reader, batch, workers, timeout
+        self.share, rest = divmod(batch, distributed.world())
+        if rest:
+            raise ConfigError(
+                f"a batch of {batch} cannot be shared by {distributed.world()} processes; choose a multiple"
+            )
+        self.microbatch = min(microbatch or self.share, self.share)
+
+    @property
+    def parts(self) -> int:
+        """How many microbatches this process has in a step."""
+        return -(-self.share // self.microbatch)
+
+    def places(self, step: int) -> list[list[int]]:
+        """The places of each microbatch of this process in a step."""
+        first = step * self.batch + distributed.rank() * self.share
+        mine = range(first, first + self.share)
+        return [list(mine[i : i + self.microbatch]) for i in range(0, self.share, self.microbatch)]
+
+    def read(self, step: int) -> list[Batch]:
+        """The microbatches of any step, made here and now."""
+        return [self.reader[places] for places in self.places(step)]
+
+    def steps(self, first: int, total: int, pin: bool = False) -> Iterator[list[Batch]]:
+        """The microbatches of each step from `first` up to `total`, made ahead by workers."""
+        batches = iter(
+            DataLoader(
+                self.reader,
+                sampler=_Plan(self, first, total),
+                batch_size=None,
+                collate_fn=_unchanged,
+                num_workers=self.workers,
+                worker_init_fn=_worker_started,
+                generator=torch.Generator(),  # or DataLoader would draw from the global one
+                timeout=self.timeout if self.workers else 0,
+                pin_memory=pin,
+            )
+        )
+        for _ in range(first, total):
+            yield [next(batches) for _ in range(self.parts)]
+
+
+class _Plan:
+    """Which places make each microbatch, in the order in which they are needed."""
+
+    def __init__(self, loader: Loader, first: int, total: int) -> None:
+        self.loader, self.first, self.total = loader, first, total
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.first, self.total):
+            yield from self.loader.places(step)
+
+    def __len__(self) -> int:
+        return max(0, self.total - self.first) * self.loader.parts
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+def _worker_started(_: int) -> None:
+    """Workers end with their parent: Ctrl-C is for it alone, and its SIGTERM handler is not theirs."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The same batch with its signals and tensors on a device."""
+
+    def move(value: Any) -> Any:
+        if isinstance(value, Signal):
+            return value.to(device)
+        return value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+
+    return {key: move(value) for key, value in batch.items()}

@@ -89,9 +89,8 @@ class Stream:
         low, high = (self.ids & WORD)[:, None], (self.ids >> 32)[:, None]
         block = torch.arange(self._block, self._block + blocks, device=self.device)[None]
         self._block += blocks
-        words = philox((block, low, high, torch.zeros_like(block)), self.key)
-        words = torch.stack(torch.broadcast_tensors(*words), -1)  # [B, blocks, 4]
-        return words.flatten(1)[:, :count].reshape(len(self.ids), *shape)
+        words = torch.stack(philox((block + low * 0, low, high, torch.zeros_like(block)), self.key), -1)
+        return words.flatten(1)[:, :count].reshape(len(self.ids), *shape)  # of [B, blocks, 4]
 
     def uniform(self, *shape: int) -> Tensor:
         """float32 in [0, 1), multiples of 2**-24."""

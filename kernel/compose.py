@@ -1,0 +1,244 @@
+"""From names to something that runs: settings -> towers -> objective -> run."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import distributed, state
+from .config import SECTIONS, Settings, TrainOptions, check, merge, nest, read_toml
+from .contracts import Modality, Objective, Raw, Tower
+from .discovery import Plugins
+from .errors import ConfigError, DataError, StateError, nearest
+from .loader import Loader, Reader, to_device
+from .loop import Run
+from .precision import compile_units, pick_device
+
+NOTHING = "none"  # the name of the modality of a tower that is fed tokens
+FREE = {"steps", "epochs", "microbatch", "device", "precision", "compile", "parallel", "timeout"}
+
+
+def resolve(plugins: Plugins, *layers: Mapping[str, Any]) -> Settings:
+    """Merge layers of settings over the objective's recipe, check every section and fill in its defaults.
+
+    A layer may name a `preset`; without one it is "base", or "tiny" where no data is named.
+    """
+    asked = merge(*layers)
+    preset = asked.pop("preset", None)
+    services = plugins.names("services")
+    for section in asked:
+        if section not in (*SECTIONS, *services):
+            raise ConfigError(f"there is no section {section!r}; {nearest(section, (*SECTIONS, *services))}")
+    if "name" not in asked.get("objective", {}):
+        raise ConfigError(f"name an objective with --plugin; known: {', '.join(plugins.names('objectives'))}")
+    objective = plugins.load("objectives", asked["objective"]["name"])
+    preset = preset or ("base" if asked.get("data", {}).get("paths") or "tiny" not in objective.presets else "tiny")
+    if preset not in objective.presets:
+        raise ConfigError(
+            f"{asked['objective']['name']} has no preset {preset!r}; {nearest(preset, objective.presets)}"
+        )
+    settings = merge(*(nest(objective.presets[name]) for name in dict.fromkeys(("base", preset))), asked)
+    out: Settings = {"preset": preset, "objective": _named("objective", objective, settings["objective"])}
+    out["modality"] = _plugin(plugins, "modality", settings.get("modality", {}))
+    out["backbone"] = _plugin(plugins, "backbone", settings.get("backbone", {}))
+    out["towers"] = _towers(plugins, objective, settings)
+    out["train"] = check("train", TrainOptions, settings.get("train", {}))
+    for name in services:
+        out[name] = check(name, plugins.load("services", name), settings.get(name, {}))
+    return out
+
+
+def _named(section: str, factory: Any, options: Mapping[str, Any]) -> Settings:
+    rest = {key: value for key, value in options.items() if key != "name"}
+    return {"name": options["name"], **check(section, factory, rest)}
+
+
+def _plugin(plugins: Plugins, section: str, options: Mapping[str, Any], where: str | None = None) -> Settings:
+    if "name" not in options:
+        raise ConfigError(f"name a {section} with --{section} or in the section [{section}]")
+    if section == "modality" and options["name"] == NOTHING:
+        return {"name": NOTHING}
+    kind = "modalities" if section == "modality" else "backbones"
+    return _named(where or section, plugins.load(kind, options["name"]), options)
+
+
+def _towers(plugins: Plugins, objective: type[Objective], settings: Settings) -> Settings:
+    """What each tower has of its own, whole: its modality or backbone where it differs from the common one."""
+    out: Settings = {}
+    for tower, own in settings.get("towers", {}).items():
+        if tower not in objective.towers:
+            raise ConfigError(f"this objective has no tower {tower!r}; {nearest(tower, objective.towers)}")
+        out[tower] = {}
+        for section, options in own.items():
+            if section not in ("modality", "backbone"):
+                raise ConfigError(f"a tower has a modality and a backbone, not {section!r}")
+            whole = merge({section: settings.get(section, {})}, {section: options})[section]
+            out[tower][section] = _plugin(plugins, section, whole, f"towers.{tower}.{section}")
+    return out
+
+
+def modalities(plugins: Plugins, settings: Settings) -> dict[str, Modality]:
+    """The modality of each tower that has one, by the tower's name."""
+    out: dict[str, Modality] = {}
+    made: dict[str, Modality] = {}
+    for tower in plugins.load("objectives", settings["objective"]["name"]).towers:
+        options = settings["towers"].get(tower, {}).get("modality", settings["modality"])
+        if options["name"] != NOTHING:
+            key = json.dumps(options)
+            made[key] = made.get(key) or _make(plugins, "modalities", options)
+            out[tower] = made[key]
+    return out
+
+
+def _make(plugins: Plugins, kind: str, options: Mapping[str, Any]) -> Any:
+    return plugins.load(kind, options["name"])(**{key: value for key, value in options.items() if key != "name"})
+
+
+def build(plugins: Plugins, settings: Settings) -> Objective:
+    """The objective with its towers, at the random initialisation that the seed gives."""
+    torch.manual_seed(settings["train"]["seed"])
+    kinds = modalities(plugins, settings)
+    cls = plugins.load("objectives", settings["objective"]["name"])
+    towers = []
+    for name in cls.towers:
+        backbone = _make(plugins, "backbones", settings["towers"].get(name, {}).get("backbone", settings["backbone"]))
+        modality = kinds.get(name)
+        stem = Raw() if modality is None or backbone.wants_raw else modality.stem(backbone.width)
+        towers.append(Tower(stem, backbone, modality))
+    options = {key: value for key, value in settings["objective"].items() if key != "name"}
+    objective: Objective = cls(*towers, **options)
+    return objective
+
+
+def start(
+    plugins: Plugins,
+    settings: Settings,
+    folder: Path | None = None,
+    resume: bool = False,
+    weights_from: Path | None = None,
+) -> Run:
+    """Everything a run is made of, at its first step or where its newest good checkpoint left it.
+
+    `folder` None keeps nothing on disk. `weights_from` is a run whose newest weights to begin with.
+    """
+    options = settings["train"]
+    device = pick_device(options["device"], int(os.environ.get("LOCAL_RANK", "0")))
+    distributed.join(device, options["timeout"])
+    for name in plugins.names("services"):
+        if not plugins.manager.has_plugin(name):
+            plugins.register(plugins.load("services", name)(**settings[name]), name)
+    kinds = modalities(plugins, settings)
+    by_field = {m.field: m for m in kinds.values()}
+    source = plugins.hook.open_data(paths=settings.get("data", {}).get("paths", []), modalities=by_field)
+    if source is None:
+        raise DataError("no service opens data: the service `data` is disabled, and no other one answered")
+    objective = build(plugins, settings).to(device).train()
+    loader = _loader(settings, source, kinds, objective)
+    if weights_from:
+        load_weights(objective, weights_from)
+    if options["compile"]:
+        compile_units(objective)
+    model = distributed.Wrapped(objective, options["parallel"], device)
+    total = options["steps"] or math.ceil(options["epochs"] * len(source) / options["batch"])
+    run = Run(plugins, settings, objective, model, loader, device, folder, total)
+    run.optimizer = plugins.hook.build_optimizer(objective=objective, batch=options["batch"])
+    if run.optimizer is None:
+        raise ConfigError("no service builds an optimizer: the service `optimizer` is disabled")
+    if resume and folder:
+        _resume(run)
+    if run.first == 0:
+        step = run.step(0)
+        batches = (to_device(part, device) for parts in loader.steps(0, total) for part in parts)
+        with torch.no_grad():
+            objective.calibrate(batches, step)
+    return run
+
+
+def _loader(settings: Settings, source: Any, kinds: dict[str, Modality], objective: Objective) -> Loader:
+    options, data = settings["train"], settings.get("data", {})
+    workers = data.get("workers", "auto")
+    if workers == "auto":
+        workers = min(8, (os.cpu_count() or 1) // (2 * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    reader = Reader(source, kinds, objective.collator(**kinds), options["seed"])
+    micro = None if options["microbatch"] == "auto" else options["microbatch"]
+    loader = Loader(reader, batch=options["batch"], microbatch=micro, workers=workers, timeout=options["timeout"])
+    if loader.parts > 1 and not objective.divisible:
+        raise ConfigError(
+            f"{settings['objective']['name']} compares the samples of a batch with each other, so a microbatch of "
+            f"{loader.microbatch} would change what it learns; leave train.microbatch out or choose a smaller batch"
+        )
+    if options["batch"] > len(source):
+        raise ConfigError(
+            f"a batch of {options['batch']} is larger than the data, which has {len(source)} samples; "
+            f"choose --batch {len(source)} or less"
+        )
+    return loader
+
+
+def _resume(run: Run) -> None:
+    """Load the newest checkpoint that verifies; refuse settings that would make it another run."""
+    assert run.folder is not None
+    found, damaged = state.newest(run.folder / "checkpoints")
+    run.notes += damaged
+    if found is None:
+        run.notes.append(f"no checkpoint below {run.folder} can be used; the run starts from its beginning")
+        return
+    tensors, facts = state.load(found)
+    for name, old, new in _differences(facts["settings"], run.config, run.plugins):
+        raise ConfigError(
+            f"{name} was {old!r} when this run began and is {new!r} now, which would make it another run; "
+            f"leave it as it was, or begin anew with --from {run.folder} and another --out"
+        )
+    run.restore(tensors, facts)
+    run.notes.append(f"resumed at step {run.first} of {run.total} from {found}")
+
+
+def _differences(old: Settings, new: Settings, plugins: Plugins) -> list[tuple[str, Any, Any]]:
+    """What differs in settings that a run may not change: (dotted name, before, now)."""
+    out = []
+    for section in ("objective", "modality", "backbone", "towers", "train", *plugins.names("services")):
+        was, now = old.get(section, {}), new.get(section, {})
+        if section in plugins.names("services"):
+            fixed = set(getattr(plugins.load("services", section), "fixed", ()))
+        else:
+            fixed = (set(was) | set(now)) - (FREE if section == "train" else set())
+        out += [(f"{section}.{k}", was.get(k), now.get(k)) for k in sorted(fixed) if was.get(k) != now.get(k)]
+    return out
+
+
+def newest_checkpoint(folder: Path) -> Path:
+    """The newest checkpoint of a run that verifies; StateError says what there is instead."""
+    if not (folder / "run.toml").exists():
+        near = nearest(folder.name, [p.parent.name for p in folder.absolute().parent.glob("*/run.toml")])
+        raise StateError(f"{str(folder)!r} is not the folder of a run; {near}")
+    found, damaged = state.newest(folder / "checkpoints")
+    if found is None:
+        raise StateError(f"the run {folder} has no checkpoint that can be used{''.join('; ' + d for d in damaged)}")
+    return found
+
+
+def load_weights(objective: Objective, folder: Path) -> int:
+    """Put the newest weights of another run into an objective of the same shapes; the step they are of."""
+    tensors, facts = state.load(newest_checkpoint(folder))
+    try:
+        objective.load_state_dict(tensors["model"])
+    except RuntimeError as cause:
+        raise StateError(f"the weights of {folder} do not fit this model: {cause}") from None
+    return int(facts["step"])
+
+
+def restore(
+    folder: Path, plugins: Plugins, device: str = "cpu", initial: bool = False
+) -> tuple[Objective, Settings, int]:
+    """The objective of a run in eval mode, its settings and its step; `initial` leaves out the training."""
+    newest_checkpoint(folder)
+    settings = resolve(plugins, read_toml(folder / "run.toml"))
+    objective = build(plugins, settings)
+    step = 0 if initial else load_weights(objective, folder)
+    return objective.to(pick_device(device)).eval(), settings, step

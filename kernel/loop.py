@@ -1,0 +1,291 @@
+"""The training loop, read top to bottom."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pluggy
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.optim import Optimizer
+
+from . import distributed, state
+from .config import Settings
+from .contracts import Batch, Loss, Objective, Step
+from .discovery import Plugins
+from .errors import DataError, StateError
+from .loader import Loader, to_device
+from .precision import autocast
+from .random import key_of
+
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a step did. Tensors are on the device; on a GPU reading one waits for the step."""
+
+    step: Step
+    ids: Tensor  # [B] int64, host: this process's samples
+    loss: Tensor  # (), averaged over microbatches and processes, like the metrics
+    metrics: Mapping[str, Tensor]
+    norm: Tensor  # (), of the gradient before clipping
+    norms: Tensor  # [P], of each parameter's gradient, in the order of Run.parameter_names
+    finite: Tensor  # () bool: loss and gradients; where not, the update was left out
+    amount: Mapping[str, float]  # unit -> how much data, this process
+    bad: Mapping[int, str]  # index -> why a sample could not be used, this process
+    seconds: float  # since the step before
+
+
+class Run:
+    """Everything a run is made of; what hooks are given."""
+
+    optimizer: Optimizer
+
+    def __init__(
+        self,
+        plugins: Plugins,
+        config: Settings,
+        objective: Objective,
+        model: distributed.Wrapped,
+        loader: Loader,
+        device: torch.device,
+        folder: Path | None,
+        total: int,
+    ) -> None:
+        self.plugins, self.config, self.objective, self.model = plugins, config, objective, model
+        self.loader, self.device, self.folder, self.total = loader, device, folder, total
+        self.first = self.done = 0  # the first step of this process; steps done so far
+        self.skipped: dict[int, str] = {}  # index -> reason
+        self.notes: list[str] = []  # what people should be told when the run starts
+        self.reason: str | None = None  # why to stop early
+        trained = [(n, p) for n, p in objective.named_parameters() if p.requires_grad]
+        self.parameter_names, self.parameters = [n for n, _ in trained], [p for _, p in trained]
+
+    @property
+    def hook(self) -> pluggy.HookRelay:
+        """Call the services."""
+        return self.plugins.hook
+
+    @property
+    def source(self) -> Any:
+        """The data."""
+        return self.loader.reader.source
+
+    @property
+    def seed(self) -> int:
+        """Of all randomness."""
+        return int(self.config["train"]["seed"])
+
+    @property
+    def batch(self) -> int:
+        """Samples behind one step, over all processes."""
+        return self.loader.batch
+
+    def step(self, number: int) -> Step:
+        """A step of this run."""
+        return Step(number, self.total, self.seed)
+
+    def stop(self, reason: str) -> None:
+        """Ask the loop to end after the step at hand."""
+        self.reason = self.reason or reason
+
+    def save(self) -> Path | None:
+        """Write a checkpoint of the state after the steps done so far; all processes call this together."""
+        if self.folder is None or self.done == 0:
+            return None
+        model = get_model_state_dict(self.objective, options=WHOLE)
+        optimizer: Any = get_optimizer_state_dict(self.objective, self.optimizer, options=WHOLE)
+        written, failure = None, None
+        if distributed.rank() == 0:  # the others got nothing
+            moments = {f"{name}:{key}": t for name, own in optimizer["state"].items() for key, t in own.items()}
+            tensors = {"model": model, "optimizer": moments}
+            facts = {"settings": self.config, "optimizer": optimizer["param_groups"], "skipped": self.skipped}
+            try:
+                written = state.save(self.folder / "checkpoints", self.done, tensors, facts)
+            except StateError as cause:
+                failure = cause
+        if distributed.anyone(failure is not None):
+            raise failure or StateError("the first process could not write the checkpoint")
+        if written:
+            self.hook.checkpoint_saved(run=self, folder=written)
+        return written
+
+    def restore(self, tensors: Mapping[str, Mapping[str, Any]], facts: Mapping[str, Any]) -> None:
+        """Go on from what a checkpoint holds."""
+        set_model_state_dict(self.objective, dict(tensors["model"]), options=WHOLE)
+        moments: dict[str, Any] = {}
+        for key, tensor in tensors["optimizer"].items():
+            name, _, moment = key.rpartition(":")
+            moments.setdefault(name, {})[moment] = tensor
+        optimizer = {"state": moments, "param_groups": facts["optimizer"]}
+        set_optimizer_state_dict(self.objective, self.optimizer, optimizer, options=WHOLE)
+        self.first = self.done = int(facts["step"])
+        self.skipped = {int(index): reason for index, reason in facts["skipped"].items()}
+
+
+def train(run: Run) -> str:
+    """Take the steps that are left and tell the services; "done", or why the run stopped early."""
+    hook, error = run.hook, None
+    try:
+        with listening(run):
+            hook.run_started(run=run)
+            if run.first < run.total:
+                fit_microbatch(run)
+            since = time.perf_counter()
+            pin = run.device.type == "cuda"
+            for number, parts in enumerate(run.loader.steps(run.first, run.total, pin), run.first):
+                step = run.step(number)
+                hook.step_started(run=run, step=step)
+                note_bad(run, parts)
+                now = time.perf_counter()
+                report = take_step(run, step, parts, now - since)
+                since = now
+                run.done = number + 1
+                hook.step_finished(run=run, report=report)
+                if distributed.anyone(run.reason is not None):
+                    run.stop("another process stopped")
+                    break
+    except BaseException as caught:
+        error = caught
+        raise
+    finally:
+        hook.run_finished(run=run, error=error)
+    return run.reason or "done"
+
+
+def take_step(run: Run, step: Step, parts: list[Batch], seconds: float) -> Report:
+    """One optimizer step over this process's microbatches."""
+    sums: dict[str, Tensor] = {}
+    for number, part in enumerate(parts):
+        with run.model.syncing(last=number == len(parts) - 1):
+            loss, weight = forward_backward(run, step, number, part)
+        values = {"loss": loss.total, **loss.metrics}
+        for key, value in {**{k: v.detach() * weight for k, v in values.items()}, "": weight}.items():
+            sums[key] = sums[key] + value if key in sums else value.detach().float()
+    shared = distributed.total(torch.stack([v.reshape(()).float() for v in sums.values()]))
+    means = dict(zip(sums, shared / shared[-1].clamp(min=1e-12), strict=True))
+    # backward gave the mean over processes of sum_i w_i L_i; the mean loss divides by the sum of all w_i.
+    norms, norm = scale_gradients(run, distributed.world() / shared[-1].clamp(min=1e-12))
+    finite = norm.isfinite() & means["loss"].isfinite()
+    run.optimizer.found_inf, run.optimizer.grad_scale = (~finite).float(), None  # type: ignore[attr-defined]
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    run.objective.after_step(step)
+    amount = {unit: sum(p["amount"].get(unit, 0.0) for p in parts) for unit in parts[0]["amount"]}
+    bad = {index: reason for part in parts for index, reason in part["bad"].items()}
+    metrics = {key: value for key, value in means.items() if key not in ("", "loss")}
+    ids = torch.cat([part["ids"] for part in parts])
+    return Report(step, ids, means["loss"], metrics, norm, norms, finite, amount, bad, seconds)
+
+
+def forward_backward(run: Run, step: Step, number: int, part: Batch) -> tuple[Loss, Tensor]:
+    """One microbatch: add the gradient of weight * loss."""
+    reseed(run.seed, step.number, distributed.rank(), number)
+    for backbone in run.objective.backbones():
+        backbone.step = step
+    with autocast(run.device, run.config["train"]["precision"]):
+        loss: Loss = run.model.forward(to_device(part, run.device), step)
+    weight = torch.tensor(float(len(part["ids"])), device=run.device) if loss.weight is None else loss.weight.float()
+    (loss.total.float() * weight).backward()  # type: ignore[no-untyped-call]
+    return loss, weight
+
+
+def reseed(seed: int, step: int, rank: int, number: int) -> None:
+    """Seed torch for what draws from it: dropout and drop path (law 1's exception)."""
+    low, high = key_of(seed, f"torch {step} {rank} {number}")
+    torch.manual_seed((high << 31) ^ low)
+
+
+@torch.no_grad()
+def scale_gradients(run: Run, factor: Tensor) -> tuple[Tensor, Tensor]:
+    """Multiply all gradients by a factor and clip them: (norm of each [P], norm of all ()), before clipping."""
+    grads = [p.grad for p in run.parameters if p.grad is not None]
+    known = [index for index, p in enumerate(run.parameters) if p.grad is not None]
+    if not grads:
+        raise StateError("no parameter has a gradient: this objective's loss does not depend on what it trains")
+    each = torch.stack([whole(n).float() for n in torch._foreach_norm(grads)]) * factor
+    norms = torch.zeros(len(run.parameters), device=run.device)
+    norms[torch.tensor(known, device=run.device)] = each
+    norm = torch.linalg.vector_norm(each)
+    clip = run.config["train"]["clip"]
+    if clip:
+        factor = factor * (clip / (norm + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_(grads, factor)
+    return norms, norm
+
+
+def whole(x: Tensor) -> Tensor:
+    """A plain tensor from one that may be sharded over processes."""
+    full: Tensor = x.full_tensor() if hasattr(x, "full_tensor") else x
+    return full
+
+
+def note_bad(run: Run, parts: list[Batch]) -> None:
+    """Count the samples that could not be used; past the limit, stop with the list."""
+    for part in parts:
+        run.skipped.update(part["bad"])
+    limit = max(1.0, run.config.get("data", {}).get("max_bad", 0.01) * len(run.source))
+    if len(run.skipped) > limit:
+        listed = "\n".join(f"  {run.source.name(i)}: {why}" for i, why in list(run.skipped.items())[:20])
+        raise DataError(
+            f"{len(run.skipped)} of {len(run.source)} samples cannot be used, more than data.max_bad allows:\n{listed}"
+        )
+
+
+def fit_microbatch(run: Run) -> None:
+    """On a GPU with `train.microbatch` = "auto", halve the microbatch until a step fits its memory."""
+    if run.device.type != "cuda" or run.config["train"]["microbatch"] != "auto" or not run.objective.divisible:
+        return
+    while True:
+        part = run.loader.read(run.first)[0]
+        buffers = [b.clone() for b in run.objective.buffers()]
+        try:
+            with run.model.syncing(last=False):
+                forward_backward(run, run.step(run.first), 0, part)
+            fits = True
+        except torch.OutOfMemoryError:
+            fits = False
+        run.optimizer.zero_grad(set_to_none=True)
+        for buffer, before in zip(run.objective.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+        if not distributed.anyone(not fits):
+            return
+        if run.loader.microbatch == 1:
+            raise DataError("one sample does not fit the memory of this GPU; choose smaller samples or a smaller model")
+        torch.cuda.empty_cache()
+        run.loader.microbatch = -(-run.loader.microbatch // 2)
+
+
+@contextmanager
+def listening(run: Run) -> Iterator[None]:
+    """SIGTERM and Ctrl-C end the run after the step at hand; a second Ctrl-C at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def heard(number: int, _: Any) -> None:
+        if run.reason and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        run.stop(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, heard) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
