@@ -1,0 +1,107 @@
+"""What a run leaves for people beside its checkpoints: how it went, and `run.toml` and `environment.json`."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from selfsup.kernel import distributed
+from selfsup.kernel.config import to_toml
+from selfsup.kernel.discovery import SINGULAR
+from selfsup.kernel.errors import StateError
+from selfsup.kernel.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from selfsup.kernel.loop import Report, Run
+
+
+class Outcome:
+    """A service that keeps the newest report, unread, and the time that the steps took."""
+
+    def __init__(self) -> None:
+        self.report: Report | None = None
+        self.seconds = 0.0
+        self.count = 0
+
+    @hookimpl(tryfirst=True)  # before a service that may stop the run
+    def step_finished(self, run: Run, report: Report) -> None:
+        """Keep it."""
+        self.report, self.seconds, self.count = report, self.seconds + report.seconds, self.count + 1
+
+    def figures(self, run: Run) -> dict[str, Any]:
+        """The last loss and the rate over all steps of this process, to the digits that mean something."""
+        if self.report is None:
+            return {"loss": None, "seconds": 0.0, "samples_per_second": None}
+        loss = float(self.report.loss)
+        return {
+            "loss": rounded(loss) if math.isfinite(loss) else None,
+            "seconds": rounded(self.seconds),
+            "samples_per_second": rounded(run.batch * self.count / max(self.seconds, 1e-9)),
+        }
+
+
+def rounded(value: float) -> float:
+    """Four significant digits."""
+    return float(f"{value:.4g}")
+
+
+def write_facts(run: Run, folder: Path) -> None:
+    """Write the resolved settings and what the run runs on."""
+    # The number of steps is written even where epochs gave it, so that going on needs no second guess.
+    settings = {**run.config, "train": {**run.config["train"], "steps": run.total}}
+    try:
+        _replace(folder / "run.toml", to_toml(settings))
+        _replace(folder / "environment.json", json.dumps(environment(run), indent=1) + "\n")
+    except OSError as cause:
+        raise StateError(f"the run folder {folder} cannot be written: {cause.strerror}") from None
+
+
+def environment(run: Run) -> dict[str, Any]:
+    """What the run runs on: versions, plugins, machine, command line, commit."""
+    config, plugins = run.config, run.plugins
+    used = {(kind, config[SINGULAR[kind]]["name"]) for kind in ("objectives", "modalities", "backbones")}
+    for own in config["towers"].values():
+        used |= {("modalities" if section == "modality" else "backbones", o["name"]) for section, o in own.items()}
+    used |= {("services", name) for name in plugins.names("services")}
+    there = sorted((kind, name) for kind, name in used if name in plugins.names(kind))
+    owners = {f"{SINGULAR[kind]} {name}": plugins.find(kind, name).distribution for kind, name in there}
+    gpu = {"gpu": torch.cuda.get_device_name(run.device)} if run.device.type == "cuda" else {}
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "selfsup": version("selfsup"),
+        "plugins": owners,
+        "platform": platform.platform(),
+        "device": str(run.device),
+        **gpu,
+        "processes": distributed.world(),
+        "threads": torch.get_num_threads(),
+        "command": sys.argv,
+        "commit": commit(),
+    }
+
+
+def commit() -> str | None:
+    """The git commit of the current folder, with "-dirty" where files differ from it; None outside of one."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    work = path.with_name(f".{path.name}.{os.getpid()}")
+    work.write_text(text, "utf-8")
+    work.replace(path)

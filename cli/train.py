@@ -1,0 +1,156 @@
+"""Train a model, or go on with a run that was interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from selfsup.kernel.errors import ConfigError, nearest
+
+from .installed import complete_runs, plugins_of
+from .selection import Asked, selection
+
+if TYPE_CHECKING:
+    from selfsup.kernel.config import Settings
+    from selfsup.kernel.discovery import Plugins
+    from selfsup.kernel.loop import Run
+
+RUN_FILE = "run.toml"
+_folder = click.Path(path_type=Path)
+
+
+@click.command()
+@selection
+@click.option(
+    "--out", metavar="FOLDER", type=_folder, shell_complete=complete_runs, help="Of the run. Default: runs/NAME-TIME."
+)
+@click.option("--resume", is_flag=True, help="Go on with the run in --out; needs nothing else.")
+@click.option(
+    "--from",
+    "weights_from",
+    metavar="RUN",
+    type=_folder,
+    shell_complete=complete_runs,
+    help="Begin with the weights of another run.",
+)
+@click.option("--json", "as_json", is_flag=True, help="End with one line of JSON.")
+@click.pass_context
+def train(
+    context: click.Context,
+    asked: Asked,
+    out: Path | None,
+    resume: bool,
+    weights_from: Path | None,
+    as_json: bool,
+) -> None:
+    """Train a model, or go on with a run that was interrupted.
+
+    \b
+    ssl train --plugin simclr                      on the built-in sample
+    ssl train --plugin simclr --data photos        on a folder
+    ssl train RUN.toml --set train.batch=512       from a run file
+    ssl train --resume --out runs/simclr-...       go on
+
+    Ctrl-C and SIGTERM end the run after the step at hand and save it.
+    """
+    if resume and weights_from:
+        raise click.UsageError("--resume goes on with a run and --from begins one; give one of them", context)
+    if resume and out is None:
+        raise click.UsageError("--resume needs the folder of the run: --out FOLDER", context)
+    plugins = plugins_of(context)
+    settings = _settings(plugins, asked, out, resume)
+    folder = claim(out or default_folder(settings), resume)
+    run, reason, outcome = _train(plugins, settings, folder, resume, weights_from)
+    from selfsup.kernel import distributed
+
+    if distributed.rank() == 0:
+        report = {"run": str(folder), "ended": reason, "steps": run.done, **outcome.figures(run)}
+        for line in closing(run, report):
+            click.echo(line)
+        if as_json:
+            click.echo(json.dumps(report))
+    distributed.leave()
+
+
+def _settings(plugins: Plugins, asked: Asked, out: Path | None, resume: bool) -> Settings:
+    from selfsup.kernel import compose
+
+    file = None
+    if resume and asked.names_nothing and out:
+        file = out / RUN_FILE
+        if not file.is_file():
+            near = nearest(out.name, [path.parent.name for path in out.absolute().parent.glob(f"*/{RUN_FILE}")])
+            raise ConfigError(f"there is no run in {out} to go on with; {near}")
+    return compose.resolve(plugins, *asked.layers(plugins, file))
+
+
+def default_folder(settings: Settings) -> Path:
+    """runs/NAME-TIME; of several processes each has its own clock, so there a name must be given."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("several processes need one folder for the run; name it with --out")
+    return Path("runs") / f"{settings['objective']['name']}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def claim(folder: Path, resume: bool) -> Path:
+    """Make sure that the folder can be written and holds no other run."""
+    if not resume and ((folder / RUN_FILE).exists() or (folder / "checkpoints").exists()):
+        raise ConfigError(f"{folder} already holds a run: go on with it by --resume, or choose another --out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as cause:
+        raise ConfigError(
+            f"the output folder {folder} cannot be written: {cause.strerror}; choose another with --out"
+        ) from None
+    return folder
+
+
+def _train(
+    plugins: Plugins, settings: Settings, folder: Path, resume: bool, weights_from: Path | None
+) -> tuple[Run, str, Any]:
+    from selfsup.kernel import compose, distributed, loop
+
+    from .outcome import Outcome, write_facts
+
+    outcome = Outcome()
+    plugins.register(outcome, "outcome")
+    try:
+        run = compose.start(plugins, settings, folder, resume, weights_from)
+    except BaseException:
+        with suppress(OSError):
+            folder.rmdir()  # only if it is empty: nothing was begun
+        raise
+    if distributed.rank() == 0:
+        write_facts(run, folder)
+    return run, loop.train(run), outcome
+
+
+def closing(run: Run, report: dict[str, Any]) -> list[str]:
+    """What was done, where it is, and what to do next."""
+    from selfsup.kernel import state
+    from selfsup.plugins.services.console import clock
+
+    folder, saved = report["run"], next(iter(state.folders(Path(report["run"]) / "checkpoints")), None)
+    if report["ended"] != "done":
+        kept = "the state is saved" if saved else "nothing was saved"
+        return [
+            f"stopped by {report['ended']} after {run.done} of {run.total} steps; {kept}",
+            f"{'go on':<10}ssl train --resume --out {folder}",
+        ]
+    if run.first == run.done:
+        return [f"this run was done before: {run.done} of {run.total} steps; for more, add --steps N to --resume"]
+    figures = f"{run.done - run.first:,} steps in {clock(report['seconds'])}, loss {report['loss']}"
+    data = " --data LABELLED" if run.config.get("data", {}).get("paths") else ""
+    return [
+        f"{'done':<10}{figures}, {report['samples_per_second']:,} samples/s",
+        f"{'saved':<10}{saved or 'no checkpoint: the service `checkpoints` is disabled'}",
+        f"{'next':<10}ssl eval knn {folder}{data}",
+    ]
