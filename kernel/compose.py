@@ -153,10 +153,9 @@ def start(
     if resume and folder:
         _resume(run)
     if run.first == 0:
-        step = run.step(0)
-        batches = (to_device(part, device) for parts in loader.steps(0, total) for part in parts)
+        batches = (to_device(batch, device) for batch in loader.whole(total))
         with torch.no_grad():
-            objective.calibrate(batches, step)
+            objective.calibrate(batches, run.step(0))
     return run
 
 
@@ -166,8 +165,9 @@ def _loader(settings: Settings, source: Any, kinds: dict[str, Modality], objecti
     if workers == "auto":
         workers = min(8, (os.cpu_count() or 1) // (2 * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     reader = Reader(source, kinds, objective.collator(**kinds), options["seed"])
-    micro = None if options["microbatch"] == "auto" else options["microbatch"]
-    loader = Loader(reader, batch=options["batch"], microbatch=micro, workers=workers, timeout=options["timeout"])
+    loader = Loader(
+        reader, batch=options["batch"], microbatch=options["microbatch"], workers=workers, timeout=options["timeout"]
+    )
     if loader.parts > 1 and not objective.divisible:
         raise ConfigError(
             f"{settings['objective']['name']} compares the samples of a batch with each other, so a microbatch of "

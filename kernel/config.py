@@ -49,8 +49,8 @@ class TrainOptions:
         epochs: Annotated[float, about("passes over the data", gt=0)] = 100.0,
         batch: Annotated[int, about("samples behind one optimizer step, over all processes", ge=1)] = 256,
         microbatch: Annotated[
-            int | Literal["auto"], about("samples behind one forward pass of one process; auto: as fits", ge=1)
-        ] = "auto",
+            int, about("samples behind one forward pass of one process; 0: all, or as many as fit a GPU", ge=0)
+        ] = 0,
         seed: Annotated[int, about("of all randomness", ge=0)] = 0,
         device: Annotated[str, about("cpu, cuda, cuda:1 or auto")] = "auto",
         precision: Annotated[Literal["auto", "fp32", "bf16"], about("auto: bf16 on a GPU, fp32 elsewhere")] = "auto",

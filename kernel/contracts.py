@@ -271,7 +271,10 @@ class Objective(nn.Module, ABC):
         return partial(collate_each, modalities)
 
     def calibrate(self, batches: Iterable[Batch], step: Step) -> None:
-        """Fit buffers to some data before the first step: k-means, counts. Runs once; kept in checkpoints."""
+        """Fit buffers to some data before the first step: k-means, counts. Runs once; kept in checkpoints.
+
+        `batches` are whole, as all processes together see them, so that each process fits the same.
+        """
 
     def after_step(self, step: Step) -> None:
         """Change parameters that the optimizer does not own: EMA teachers."""

@@ -135,7 +135,7 @@ class Reader(Dataset[Batch]):
 class Loader:
     """The microbatches of this process, step by step."""
 
-    def __init__(self, reader: Reader, *, batch: int, microbatch: int | None, workers: int, timeout: float) -> None:
+    def __init__(self, reader: Reader, *, batch: int, microbatch: int, workers: int, timeout: float) -> None:
         self.reader, self.batch, self.workers, self.timeout = reader, batch, workers, timeout
         self.share, rest = divmod(batch, distributed.world())
         if rest:
@@ -158,6 +158,11 @@ class Loader:
     def read(self, step: int) -> list[Batch]:
         """The microbatches of any step, made here and now."""
         return [self.reader[places] for places in self.places(step)]
+
+    def whole(self, total: int) -> Iterator[Batch]:
+        """The batches of all processes, undivided and made here: alike for each process that calibrates on them."""
+        for step in range(total):
+            yield self.reader[range(step * self.batch, (step + 1) * self.batch)]
 
     def steps(self, first: int, total: int, pin: bool = False) -> Iterator[list[Batch]]:
         """The microbatches of each step from `first` up to `total`, made ahead by workers."""

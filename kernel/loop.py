@@ -248,8 +248,8 @@ def note_bad(run: Run, parts: list[Batch]) -> None:
 
 
 def fit_microbatch(run: Run) -> None:
-    """On a GPU with `train.microbatch` = "auto", halve the microbatch until a step fits its memory."""
-    if run.device.type != "cuda" or run.config["train"]["microbatch"] != "auto" or not run.objective.divisible:
+    """On a GPU with `train.microbatch` = 0, halve the microbatch until a step fits its memory."""
+    if run.device.type != "cuda" or run.config["train"]["microbatch"] or not run.objective.divisible:
         return
     while True:
         part = run.loader.read(run.first)[0]
