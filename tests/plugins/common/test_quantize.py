@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from selfsup.plugins.common.quantize import GumbelQuantizer, perplexity, usage
+
+G, V, L, D = 2, 7, 5, 6
+
+
+def quantizer() -> GumbelQuantizer:
+    torch.manual_seed(0)
+    return GumbelQuantizer(L, D, groups=G, entries=V).double()
+
+
+def by_definition(q: GumbelQuantizer, x: Tensor, noise: Tensor, tau: float) -> Tensor:
+    """Eq. 1 with the choice as a product of one-hot vectors, straight through."""
+    soft = ((q.logits(x).unflatten(-1, (G, V)) + noise) / tau).softmax(-1)
+    hard = F.one_hot(soft.argmax(-1), V).to(soft)
+    return torch.einsum("...gv,gvd->...gd", hard - soft.detach() + soft, q.codebook).flatten(-2)
+
+
+@pytest.mark.parametrize("shape", [(11,), (3, 4), (2, 1, 3)])
+def test_vectors_and_gradients_are_the_definitions(shape: tuple[int, ...]) -> None:
+    q, x = quantizer(), torch.randn(*shape, L, dtype=torch.float64, requires_grad=True)
+    noise = -torch.rand(*shape, G, V, dtype=torch.float64).log().neg().log()
+    wanted = [x, *q.parameters()]
+    upstream = torch.randn(*shape, D, dtype=torch.float64)
+    ours = q(x, noise, 0.7)
+    theirs = by_definition(q, x, noise, 0.7)
+    torch.testing.assert_close(ours.vectors, theirs)
+    torch.testing.assert_close(
+        torch.autograd.grad(ours.vectors, wanted, upstream), torch.autograd.grad(theirs, wanted, upstream)
+    )
+
+
+def test_without_noise_the_likeliest_code_is_looked_up() -> None:
+    q, x = quantizer(), torch.randn(9, L, dtype=torch.float64)
+    out = q(x)
+    assert torch.equal(out.codes, out.logits.argmax(-1))
+    for vector, (a, b) in zip(out.vectors, out.codes.tolist(), strict=True):
+        assert torch.equal(vector, torch.cat([q.codebook[0, a], q.codebook[1, b]]))
+
+
+def test_the_noise_decides_between_codes_as_often_as_their_softmax_says() -> None:
+    """Gumbel 1954: argmax(l + n) is a draw from softmax(l)."""
+    q = quantizer()
+    x = torch.randn(1, L, dtype=torch.float64).expand(40000, L) * 0.3
+    noise = -torch.log(-torch.log(torch.rand(40000, G, V, dtype=torch.float64)))
+    out = q(x, noise)
+    often = F.one_hot(out.codes, V).double().mean(0)
+    torch.testing.assert_close(often, out.logits[0].softmax(-1), atol=0.01, rtol=0)
+
+
+def test_usage_averages_over_valid_rows_alone() -> None:
+    chance = torch.rand(2, 3, G, V).softmax(-1)
+    valid = torch.tensor([[True, True, False], [True, False, False]])
+    torch.testing.assert_close(usage(chance, valid), chance[valid].mean(0))
+    assert torch.equal(usage(chance, torch.zeros_like(valid)), torch.zeros(G, V))
+
+
+def test_perplexity_counts_the_codes_in_use() -> None:
+    alike, one = torch.full((G, V), 1 / V), F.one_hot(torch.tensor([3, 3]), V).float()
+    assert math.isclose(perplexity(alike), G * V, rel_tol=1e-6)
+    assert perplexity(one) == G
+    half = torch.tensor([[0.5, 0.5, 0, 0, 0, 0, 0]])
+    assert math.isclose(perplexity(half), 2, rel_tol=1e-6)
+
+
+def test_the_gradient_of_perplexity_is_finite_where_an_entry_is_never_used() -> None:
+    """Softmax underflows to 0 for an entry 104 below the best; transformers' xlogy(p, p) gives NaN there."""
+    logits = torch.tensor([[0.0, -200.0, 1.0]], requires_grad=True)
+    perplexity(logits.softmax(-1)).backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    p = torch.tensor([1.0, 0.0], requires_grad=True)
+    torch.xlogy(p, p).sum().backward()
+    assert p.grad is not None
+    assert p.grad.isnan().any()
