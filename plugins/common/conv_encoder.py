@@ -99,7 +99,7 @@ class FirstConv(nn.Module):
     Both are one linear map. With centred windows u_t = x_t - mean(x) of K samples, their covariance Σ over the
     real frames, and a filter w, the outputs w·u_t have mean 0 and variance wᵀΣw, so
 
-        normalised output = u_t · (γ w / √(wᵀΣw + ε)) + β
+        normalised output = u_t · (scale w / √(wᵀΣw + ε)) + shift
 
     is a product with a filter for each utterance: the largest activation of the model is neither kept nor read
     for its statistics. A bias would go out with the mean, so there is none.

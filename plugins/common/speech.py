@@ -23,6 +23,8 @@ from selfsup.kernel.random import Stream, stream
 Array = NDArray[np.floating[Any]]
 RATE = 16000
 HOP, WINDOW, SPAN = 128, 256, 512  # samples: between frames, of source in a frame, of what it becomes when filtered
+FREQUENCIES = np.linspace(0, RATE / 2, SPAN // 2 + 1, dtype=np.float32)  # [Q] Hz
+BELL = np.hanning(WINDOW + 1)[:-1].astype(np.float32)
 WORDS = ("masu", "kila", "doxi", "nexa", "tibo", "ruga", "zemu", "fani", "pole", "wika")  # x is sh
 COUNT = 480  # utterances
 UNITS = 32  # random numbers for everything but the noise: see `utterance`
@@ -94,14 +96,17 @@ def utterance(word: str, draw: Stream) -> NDArray[np.float32]:
     text = " " + f"{word} " * (2 + int(u[0] < 0.5))
     tract = 0.9 + 0.3 * u[1]  # a short mouth raises all formants, and goes with a high voice
     tempo = 0.75 + 0.45 * u[2]
-    track = smooth_track(text, tempo, 0.8 + 0.4 * u[3:][: len(text)])  # [F, 7]
-    formants = track[:, :3] * tract
+    track = smooth_track(text, tempo, 0.8 + 0.4 * u[3:][: len(text)]).astype(np.float32)  # [F, 7]
+    formants = track[:, :3] * np.float32(tract)
     total = HOP * len(track) + WINDOW
     noise: Array = (draw.uniform(total)[0] * 2 - 1).numpy()
     pitch = melody(total, 90 + 130 * (0.6 * u[1] + 0.4 * u[23]), u[24:28])
     voice = np.cumsum(pitch / RATE) % 1 * 2 - 1 + (0.02 + 0.06 * u[28]) * noise  # a sawtooth, and some breath
-    wave = filtered(voice, resonances(formants) * track[:, 3:4])
-    wave += filtered(noise, bands(track[:, 5:6] * tract, track[:, 6:7]) * track[:, 4:5])
+    spoken = spectra(voice, slice(None)) * (resonances(formants) * track[:, 3:4])  # [F, Q]
+    hissed = np.flatnonzero(track[:, 4] > 0)
+    shape = bands(track[hissed, 5:6] * np.float32(tract), track[hissed, 6:7]) * track[hissed, 4:5]
+    spoken[hissed] += spectra(noise, hissed) * shape
+    wave = overlapped(spoken)
     wave *= (0.2 + 0.6 * u[29]) / np.abs(wave).max()
     room = 10 ** (-3.5 + u[30])  # background noise, 70 to 50 dB below full scale
     return (wave + room * noise[: len(wave)]).astype(np.float32)
@@ -115,48 +120,59 @@ def smooth_track(text: str, tempo: float, stretch: Array) -> Array:
             rows.append([*phone.formants, phone.voice, phone.noise, phone.centre, phone.band])
             lengths.append(max(2, round(phone.seconds * factor / tempo * RATE / HOP)))
     track: Array = np.repeat(np.array(rows), lengths, axis=0)
-    slow, fast = np.hanning(9)[1:-1], np.hanning(5)[1:-1]  # 56 and 24 ms: the mouth moves, the throat switches
-    for column in range(5):
-        kernel = slow if column < 3 else fast
-        padded = np.pad(track[:, column], len(kernel) // 2, mode="edge")
-        track[:, column] = np.convolve(padded, kernel / kernel.sum(), mode="valid")
+    track[:, :3] = smooth(track[:, :3], 7)  # 56 ms: the mouth moves
+    loud = smooth(track[:, 3:5], 3)  # 24 ms: the throat switches
+    # The colour of noise is that of the nearest noise: where there is none, the table says nothing about it.
+    track[:, 5:] = smooth(track[:, 4:5] * track[:, 5:], 3) / np.maximum(loud[:, 1:], 1e-9)
+    track[:, 3:5] = loud
     return track
+
+
+def smooth(track: Array, width: int) -> Array:
+    """Average over `width` frames, under a bell: [F, n] -> [F, n]."""
+    bell = np.hanning(width + 2)[1:-1]
+    padded = np.pad(track, ((width // 2, width // 2), (0, 0)), mode="edge")
+    out: Array = np.lib.stride_tricks.sliding_window_view(padded, width, axis=0) @ (bell / bell.sum())
+    return out
 
 
 def melody(total: int, base: float, u: Array) -> Array:
     """The pitch in Hz of every sample [N]: it falls by a sixth and sways twice, slowly and quickly."""
-    t = np.arange(total) / RATE
-    fall = 1.08 - 0.17 * np.arange(total) / total
+    t = np.arange(0, total, HOP) / RATE
     slow = 0.10 * np.sin(2 * np.pi * ((0.6 + 0.8 * u[0]) * t + u[1]))
     fast = 0.01 * np.sin(2 * np.pi * ((4.5 + 2 * u[2]) * t + u[3]))
-    pitch: Array = base * fall * (1 + slow + fast)
-    return pitch
+    pitch = base * (1.08 - 0.17 * t / t[-1]) * (1 + slow + fast)
+    return np.interp(np.arange(total), t * RATE, pitch)
 
 
 def resonances(formants: Array) -> NDArray[np.complex64]:
-    """The mouth's response: [F, 3] formants in Hz -> [F, Q]; a fourth one at 3.5 kHz or above the third is added."""
-    f = np.linspace(0, RATE / 2, SPAN // 2 + 1, dtype=np.float32)  # [Q]
+    """The mouth's response: [F, 3] formants in Hz -> [F, Q]. Two more, from 3.5 and 4.5 kHz on, are added."""
     fourth = np.maximum(3500, formants[:, 2:] + 600)
-    response = np.ones((len(formants), len(f)), np.complex64)
-    for centre in np.concatenate([formants, fourth], 1).astype(np.float32).T[:, :, None]:  # [F, 1]
-        response *= centre**2 - f**2 + 1j * f * (50 + 0.04 * centre)
-    scale = np.prod(np.concatenate([formants, fourth], 1) ** 2, 1, keepdims=True)
-    return (scale / response).astype(np.complex64)
+    centres = np.concatenate([formants, fourth, fourth + 1000], 1).astype(np.float32)
+    response = np.ones((len(formants), len(FREQUENCIES)), np.complex64)
+    for centre in centres.T[:, :, None]:  # [F, 1]
+        response *= (1 - (FREQUENCIES / centre) ** 2) + 1j * (FREQUENCIES * (50 / centre + 0.04) / centre)
+    return 1 / response
 
 
-def bands(centre: Array, band: Array) -> NDArray[np.float32]:
-    """A bell over frequency around `centre` [F, 1], `band` [F, 1] wide, in Hz: [F, Q]."""
-    f = np.linspace(0, RATE / 2, SPAN // 2 + 1, dtype=np.float32)
-    return np.exp(-0.5 * ((f - centre) / (0.5 * band)) ** 2).astype(np.float32)
+def bands(centre: Array, band: Array) -> NDArray[np.complex64]:
+    """A bell over frequency around `centre` [F, 1], `band` [F, 1] wide, in Hz: [F, Q]; 2 ms late, to be causal."""
+    bell = np.exp(-0.5 * ((FREQUENCIES - centre) / (0.5 * band)) ** 2)
+    return (bell * np.exp(-2j * np.pi * FREQUENCIES * 0.002)).astype(np.complex64)
 
 
-def filtered(source: Array, response: NDArray[Any]) -> Array:
-    """Filter each frame of [N] by its row of [F, Q] and overlap the results: [HOP * F]."""
-    starts = np.lib.stride_tricks.sliding_window_view(source, WINDOW)[::HOP][: len(response)]  # [F, WINDOW]
-    window = np.hanning(WINDOW + 1)[:-1].astype(np.float32)  # halves overlap to 1
-    shaped = np.fft.irfft(np.fft.rfft(starts * window, SPAN) * response, SPAN)  # [F, SPAN]
-    wave = np.zeros((len(response) + SPAN // HOP, HOP))
-    for part in range(SPAN // HOP):
-        wave[part : part + len(response)] += shaped[:, part * HOP : (part + 1) * HOP]
-    out: Array = wave[: len(response)].ravel()
+def spectra(source: Array, which: Any) -> NDArray[np.complexfloating[Any, Any]]:
+    """The spectra of these windowed frames of [N]: [F, Q]; the windows of two neighbours add up to 1."""
+    frames = np.lib.stride_tricks.sliding_window_view(source.astype(np.float32), WINDOW)[:-1:HOP]  # [F, WINDOW]
+    spectrum: NDArray[np.complexfloating[Any, Any]] = np.fft.rfft(frames[which] * BELL, SPAN)
+    return spectrum
+
+
+def overlapped(spectrum: NDArray[np.complexfloating[Any, Any]]) -> Array:
+    """Back to sound, each frame added to the tails of those before it: [F, Q] -> [HOP * F]."""
+    parts = np.fft.irfft(spectrum, SPAN).reshape(len(spectrum), -1, HOP)  # [F, SPAN / HOP, HOP]
+    wave = np.zeros((len(parts) + parts.shape[1], HOP), parts.dtype)
+    for k in range(parts.shape[1]):
+        wave[k : k + len(parts)] += parts[:, k]
+    out: Array = wave[: len(parts)].ravel()
     return out

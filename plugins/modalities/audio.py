@@ -26,7 +26,6 @@ from torch import Tensor
 from selfsup.kernel.config import about
 from selfsup.kernel.contracts import Draw, Modality, Sample, Signal
 from selfsup.kernel.errors import BadSample, ConfigError, DataError
-
 from selfsup.plugins.common.conv_encoder import LAYERS, ConvEncoder, Layer, receptive_field
 from selfsup.plugins.common.speech import Speech
 
