@@ -1,0 +1,126 @@
+"""SimCLR: know your other view among the views of everyone else.
+
+Chen, Kornblith, Norouzi and Hinton 2020, "A simple framework for contrastive learning of visual
+representations", https://arxiv.org/abs/2002.05709. Two random views of every sample are encoded and
+projected to unit vectors; for a view i with its partner j, equation 1 (NT-Xent):
+
+    l(i, j) = -log( exp(z_i . z_j / t) / sum_{k != i} exp(z_i . z_k / t) )
+    loss    = mean of l over all 2B views
+
+with k over the views of all processes. The authors' code adds the means over the first and over the
+second views instead, which is twice this loss: under LARS the same training, under SGD twice the
+learning rate.
+
+Deviations: the paper's head has two layers, its authors' newer code (and SimCLR v2) three; the option
+`layers` is 3 and the preset "base" says 2. Linear layers of the head start as torch starts them.
+
+Shapes: B samples of this process, G of all processes, D width of the tower, Z of the embedding.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from selfsup.kernel.config import about
+from selfsup.kernel.contracts import Batch, Loss, Objective, Signal, Step, Tower
+from selfsup.kernel.distributed import gather
+from selfsup.kernel.errors import ConfigError
+from selfsup.plugins.common.heads import ProjectionHead
+
+
+class SimCLR(Objective):
+    """Contrast two views of each sample of any modality that has `view`.
+
+    The negatives of a sample are the rest of the *global* batch, gathered over all processes. Gradient
+    accumulation would leave each sample the negatives of its own microbatch only, which is another
+    loss; so the batch is not divisible, and has to fit the memory of the processes.
+    """
+
+    towers = ("encoder",)
+    divisible = False
+    paper = (
+        "Chen, Kornblith, Norouzi, Hinton 2020, A simple framework for contrastive learning of visual "
+        "representations, https://arxiv.org/abs/2002.05709"
+    )
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    def __init__(
+        self,
+        encoder: Tower,
+        *,
+        width: Annotated[int, about("of the embedding that is compared", ge=1)] = 128,
+        temperature: Annotated[float, about("of the softmax over similarities", gt=0)] = 0.1,
+        hidden: Annotated[int | None, about("width inside the head; none: the encoder's", ge=1)] = None,
+        layers: Annotated[int, about("linear layers of the head", ge=1)] = 3,
+        extent: Annotated[tuple[float, float], about("least and largest share of a sample in a view")] = (0.08, 1.0),
+        strength: Annotated[float, about("of the distortions beyond cropping and flipping", ge=0)] = 1.0,
+    ) -> None:
+        super().__init__()
+        if not 0 < extent[0] <= extent[1] <= 1:
+            raise ConfigError(f"objective.extent = {list(extent)}: two shares, above 0, at most 1, the smaller first")
+        self.encoder = encoder
+        self.head = ProjectionHead(encoder.width, hidden or encoder.width, width, layers)
+        self.temperature, self.extent, self.strength = temperature, (extent[0], extent[1]), strength
+
+    def forward(self, batch: Batch, step: Step) -> Loss:
+        """The loss of this process's views against those of all processes, and how the embedding fares."""
+        raw, ids = batch["encoder"], batch["ids"]
+        views = [
+            self.encoder.view(raw, self.extent, step.draw(f"view {name}", ids), self.strength) for name in ("a", "b")
+        ]
+        features = self.encoder(stacked(*views)).mean()  # [2B, D]
+        embeddings = self.head(features)  # [2B, Z]
+        with torch.autocast(embeddings.device.type, enabled=False):
+            first, second = F.normalize(embeddings.float(), dim=-1).chunk(2)  # [B, Z] each
+            loss, accuracy = nt_xent(first, second, ids, self.temperature)
+            with torch.no_grad():
+                alignment = (first - second).square().sum(-1).mean()
+                spread = spread_of(features)
+        return Loss(loss, {"accuracy": accuracy, "alignment": alignment, "spread": spread})
+
+
+def nt_xent(first: Tensor, second: Tensor, ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Equation 1 over this process's 2B views against all 2G: (mean loss, share of views nearest to their partner).
+
+    `first` and `second` are unit vectors [B, Z], `ids` [B] names their samples: what one process needs
+    to find its own views among all. A sample that is in the batch twice is no negative of itself.
+    """
+    rows = torch.cat([first, second])  # [2B, Z]
+    keys = gather(torch.stack([first, second], 1)).flatten(0, 1)  # [2G, Z], the views of a sample side by side
+    own = ids.repeat(2)[:, None] == gather(ids).repeat_interleave(2)[None]  # [2B, 2G]
+    negatives = (rows @ keys.T / temperature).masked_fill(own, -torch.inf)  # [2B, 2G]
+    positive = (first * second).sum(-1).repeat(2) / temperature  # [2B]
+    logits = torch.cat([positive[:, None], negatives], 1)  # [2B, 1 + 2G]
+    loss = (logits.logsumexp(1) - positive).mean()
+    accuracy = (positive >= negatives.detach().amax(1)).float().mean()
+    return loss, accuracy
+
+
+def stacked(first: Signal, second: Signal) -> Signal:
+    """Two signals of one shape as one of twice the batch, so that one pass (and one batch norm) sees both."""
+    x = torch.cat([first.x, second.x])
+    joined = {
+        name: None if ours is None else torch.cat([ours, theirs])
+        for name in ("segments", "positions")
+        for ours, theirs in [(getattr(first, name), getattr(second, name))]
+    }
+    edges = first.edges
+    if edges is not None and second.edges is not None:
+        # Edges name tokens of the flattened batch, so the second half's come after the first's.
+        edges = torch.cat([edges, second.edges + first.x.shape[0] * first.x.shape[1]], 1)
+    return replace(first, x=x, edges=edges, **joined)
+
+
+def spread_of(features: Tensor) -> Tensor:
+    """How far normalised features [N, D] vary over the batch, times sqrt(D): 0 where they have collapsed, at most 1.
+
+    It looks at what is exported, because the head's last batch norm hides a collapse before it.
+    """
+    unit = F.normalize(features.float(), dim=-1)  # [N, D]
+    return unit.std(0, correction=0).mean() * math.sqrt(features.shape[-1])
