@@ -129,9 +129,8 @@ def opening(run: Run) -> list[tuple[str, str]]:
     lines += [("data" if not n else "", note) for n, note in enumerate(run.source.notes)]
     epochs = run.total * run.batch / len(run.source)
     lines += [("train", f"{run.total:,} steps of {run.batch:,} samples, {epochs:,.3g} epochs, seed {run.seed}")]
-    optimizer = run.plugins.manager.get_plugin("optimizer")
-    if hasattr(optimizer, "describe"):
-        lines += [("optimizer", str(optimizer.describe(run.batch)))]
+    describe = getattr(run.plugins.manager.get_plugin("optimizer"), "describe", None)
+    lines += [("optimizer", str(describe(run.batch)))] if describe else []
     lines += [("device", f"{run.device}{several}, {precision}")]
     lines += [("folder", str(run.folder))] if run.folder else []
     return lines + [("note", note) for note in run.notes]

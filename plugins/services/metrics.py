@@ -14,6 +14,7 @@ import math
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -100,6 +101,9 @@ class Metrics:
     def _give_up(self, cause: OSError) -> None:
         """A log never stops a run: say so once and write no more, so that only the last line can be torn."""
         print(f"warning: {NAME} ends here, it cannot be written: {cause.strerror}", file=sys.stderr)
+        if self.file:
+            with suppress(OSError):  # what is still buffered cannot be written either
+                self.file.close()
         self.file = None
 
 
