@@ -114,7 +114,7 @@ def test_a_bad_sample_is_replaced_alike_everywhere_and_named(toys):
 
 
 def test_data_without_a_usable_sample_stops_with_reasons(toys):
-    with pytest.raises(DataError, match="samples in a row cannot be used:\n  item .*: it is not a number"):
+    with pytest.raises(DataError, match=r"samples in a row cannot be used:\n  item .*: it is not a number"):
         start(toys, data__bad=100).loader.read(0)
 
 

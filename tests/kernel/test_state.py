@@ -82,7 +82,7 @@ def test_the_newest_that_verifies_is_used_and_the_damaged_named(root):
     assert found.name == "step-00000002"
     assert len(damaged) == 1
     assert "step-00000003 is damaged" in damaged[0]
-    with pytest.raises(StateError, match="damaged: model.safetensors does not match"):
+    with pytest.raises(StateError, match=r"damaged: model\.safetensors does not match"):
         state.load(root / "step-00000003")
 
 
