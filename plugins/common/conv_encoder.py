@@ -15,7 +15,7 @@ Shapes: B batch, N samples, T frames, K taps of a kernel, C channels in, O chann
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -65,14 +65,12 @@ class ConvEncoder(Stem):
         self.layers = tuple((c, k, s) for c, k, s in layers)
         self.width = self.layers[-1][0]
         self.size = math.prod(stride for _, _, stride in self.layers)
-        channels = (1, *(c for c, _, _ in self.layers))
-        first: list[nn.Module] = [FirstConv(*self.layers[0])] if norm == "group" else []
+        inputs = (1, *(channels for channels, _, _ in self.layers))
         self.convs = nn.ModuleList(
-            first
-            + [
-                Conv(channels[i], *self.layers[i], bias=bias, norm=norm == "layer")
-                for i in range(len(first), len(self.layers))
-            ]
+            FirstConv(*layer)
+            if norm == "group" and i == 0
+            else Conv(inputs[i], *layer, bias=bias, norm=norm == "layer")
+            for i, layer in enumerate(self.layers)
         )
         self.norm = nn.LayerNorm(self.width)
         self.project = nn.Linear(self.width, width)
@@ -85,9 +83,10 @@ class ConvEncoder(Stem):
                 f"{raw.x.shape[1]} samples make no frame: one frame sees {receptive_field(self.layers)} samples"
             )
         lengths = None if raw.segments is None else (raw.segments > 0).sum(1)  # [B]
-        x = raw.x[..., None]  # [B, N, 1]
+        x = raw.x[:, None]  # [B, 1, N]
         for conv in self.convs:
-            x = F.gelu(conv(x, lengths))  # [B, T', O]
+            x = F.gelu(conv(x, lengths))  # [B, O, T']
+        x = x.transpose(1, 2)  # [B, T, L]
         if lengths is None:
             return Signal(x)
         return Signal(x, before(frames(lengths, self.layers), total).int())
@@ -113,9 +112,9 @@ class FirstConv(nn.Module):
         self.shift = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
-        """[B, N, 1] -> [B, T, O]; `lengths` [B] counts the real samples."""
+        """[B, 1, N] -> [B, O, T]; `lengths` [B] counts the real samples."""
         _, kernel, stride = self.layer
-        windows = x[..., 0].unfold(1, kernel, stride)  # [B, T, K]
+        windows = x[:, 0].unfold(1, kernel, stride)  # [B, T, K]
         if lengths is None:
             count = torch.tensor(float(windows.shape[1]), device=x.device)
             real = torch.ones((), device=x.device)
@@ -129,85 +128,24 @@ class FirstConv(nn.Module):
         filters = self.weight[:, 0].double()  # [O, K]
         variance = ((filters @ covariance) * filters).sum(2)  # [B, O]
         filters = (self.scale * (variance + EPSILON).rsqrt())[..., None] * filters  # [B, O, K]
-        return torch.baddbmm(self.shift, centred, filters.transpose(1, 2).to(x.dtype))
+        return torch.baddbmm(self.shift[:, None], filters.to(x.dtype), centred.transpose(1, 2))
 
 
 class Conv(nn.Module):
-    """A strided convolution over time with frames in rows, [B, T, C] -> [B, T', O], and LayerNorm if asked."""
+    """A strided convolution over time, and LayerNorm over the channels of each frame if asked."""
 
     def __init__(self, width: int, channels: int, kernel: int, stride: int, *, bias: bool, norm: bool) -> None:
         super().__init__()
-        self.stride = stride
-        self.weight = nn.Parameter(nn.init.kaiming_normal_(torch.empty(channels, width, kernel)))
-        self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
-        self.norm = nn.LayerNorm(channels, eps=EPSILON) if norm else nn.Identity()
+        self.conv = nn.Conv1d(width, channels, kernel, stride, bias=bias)
+        nn.init.kaiming_normal_(self.conv.weight)
+        self.norm = nn.LayerNorm(channels, eps=EPSILON) if norm else None
 
     def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
-        """[B, T, C] -> [B, T', O]. Padding lies behind all that a real frame sees: `lengths` is not needed."""
-        y = convolve(x, self.weight, self.stride)
-        out: Tensor = self.norm(y if self.bias is None else y + self.bias)
-        return out
+        """[B, C, T] -> [B, O, T']. Padding lies behind all that a real frame sees: `lengths` is not needed."""
+        y: Tensor = self.conv(x)
+        return y if self.norm is None else self.norm(y.transpose(1, 2)).transpose(1, 2)
 
 
 def before(lengths: Tensor, total: int) -> Tensor:
     """Which of `total` places lie before each length: [B] -> [B, total] bool."""
     return torch.arange(total, device=lengths.device) < lengths[:, None]
-
-
-def convolve(x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """Convolution over time without padding: [B, T, C] with weight [O, C, K] -> [B, (T - K) // stride + 1, O]."""
-    if x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling():
-        out: Tensor = StridedConv.apply(x, weight, stride)  # type: ignore[no-untyped-call]
-        return out
-    return F.conv1d(x.transpose(1, 2), weight, stride=stride).transpose(1, 2)
-
-
-class StridedConv(torch.autograd.Function):
-    """`convolve` as matrix products on views of x, for the CPU.
-
-    A kernel of K taps with stride S is ⌈K / S⌉ products: the samples k·S to k·S + S - 1 of all windows do not
-    overlap, so with frames in rows they already are a matrix [T', S·C]. Nothing is copied or reordered, and the
-    gradient of x adds up in place.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
-        """See `convolve`."""
-        x = x.contiguous()
-        ctx.save_for_backward(x, weight)
-        ctx.stride = stride
-        y = x.new_zeros(len(x), (x.shape[1] - weight.shape[2]) // stride + 1, weight.shape[0])  # [B, T', O]
-        for rows, matrix, _ in parts(x, weight, stride):
-            for b in range(len(x)):
-                y[b].addmm_(rows[b], matrix)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None]:
-        """Gradients of x and weight."""
-        x, weight = ctx.saved_tensors
-        grad = grads[0].contiguous()
-        grad_x = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.empty_like(weight)
-        for rows, matrix, taps in parts(x, weight, ctx.stride):
-            total = torch.zeros_like(matrix)  # [n C, O]
-            for b in range(len(x)):
-                total.addmm_(rows[b].t(), grad[b])
-            grad_weight[:, :, taps] = total.unflatten(0, (-1, x.shape[2])).permute(2, 1, 0)
-        if grad_x is not None:
-            for rows, matrix, _ in parts(grad_x, weight, ctx.stride):
-                for b in range(len(x)):
-                    rows[b].addmm_(grad[b], matrix.t())
-        return grad_x, grad_weight, None
-
-
-def parts(x: Tensor, weight: Tensor, stride: int) -> Iterator[tuple[Tensor, Tensor, slice]]:
-    """Every group of n <= stride taps: a view of x [B, T', n C], the weights [n C, O], which taps they are."""
-    batch, time, width = x.shape
-    kernel = weight.shape[2]
-    for k in range(0, kernel, stride):
-        taps = slice(k, min(k + stride, kernel))
-        n = taps.stop - k
-        shape, strides = (batch, (time - kernel) // stride + 1, n * width), (time * width, stride * width, 1)
-        rows = x.as_strided(shape, strides, x.storage_offset() + k * width)
-        yield rows, weight[:, :, taps].permute(2, 1, 0).reshape(n * width, -1), taps
