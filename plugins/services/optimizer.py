@@ -15,7 +15,9 @@ import math
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
+from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.sgd import sgd
 
 from selfsup.kernel.config import about
 from selfsup.kernel.contracts import Objective, Step
@@ -80,17 +82,11 @@ class Optimizers:
             for group in groups:
                 group["adapt"] = group["params"] is decayed
         groups = [group for group in groups if group["params"]]
-        # torch's fused optimizers read `found_inf`: an update is left out without the host knowing.
-        if self.name == "adamw":
+        if self.name == "adamw":  # fused: it reads `found_inf`, so an update is left out without the host knowing
             return AdamW(groups, lr, betas=(self.betas[0], self.betas[1]), eps=self.eps, fused=True)
         if self.name == "lars":
             return LARS(groups, lr, momentum=self.momentum, trust=self.trust, nesterov=self.nesterov)
-        sgd = SGD(groups, lr, momentum=self.momentum, nesterov=self.nesterov, fused=True)
-        if self.momentum:
-            # A fused first step that is left out would keep the buffers it allocated, uninitialised.
-            for p in (*decayed, *spared):
-                sgd.state[p][BUFFER] = torch.zeros_like(p)
-        return sgd
+        return FusedSGD(groups, lr, momentum=self.momentum, nesterov=self.nesterov)
 
     @hookimpl
     def step_started(self, run: Run, step: Step) -> None:
@@ -129,7 +125,52 @@ class Optimizers:
         return f"{self.name}, {rate}, weight decay {self.weight_decay:g}, {curve}"
 
 
-def partition(objective: Objective) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+class FusedSGD(SGD):
+    """torch's fused SGD, made fit for two things that torch 2.13 leaves out.
+
+    Its kernel has no rule for parameters that FSDP2 shards: here every process updates its own shards.
+    And a first step that `found_inf` leaves out keeps the momentum buffers it allocated, uninitialised:
+    here they start as zeros.
+    """
+
+    found_inf: Tensor | None = None
+    grad_scale: Tensor | None = None
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Update all parameters that have a gradient; return what `closure` returns."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            buffers: list[Tensor | None] = [self._buffer(p) if group["momentum"] else None for p in params]
+            sgd(
+                [local(p) for p in params],
+                [local(p.grad) for p in params],
+                [None if b is None else local(b) for b in buffers],
+                fused=True,
+                found_inf=self.found_inf,
+                grad_scale=self.grad_scale,
+                **{key: group[key] for key in ("weight_decay", "momentum", "lr", "dampening", "nesterov", "maximize")},
+            )
+        return loss
+
+    def _buffer(self, p: Tensor) -> Tensor:
+        if BUFFER not in self.state[p]:
+            self.state[p][BUFFER] = torch.zeros_like(p)
+        buffer: Tensor = self.state[p][BUFFER]
+        return buffer
+
+
+def local(x: Tensor) -> Tensor:
+    """This process's part of a tensor that may be sharded."""
+    part: Tensor = x.to_local() if hasattr(x, "to_local") else x
+    return part
+
+
+def partition(objective: Objective) -> tuple[list[Tensor], list[Tensor]]:
     """The trained parameters (with weight decay, without it), each in the order of the objective."""
     trained = {name: p for name, p in objective.named_parameters() if p.requires_grad}
     known = {name for name, _ in objective.named_parameters()}
