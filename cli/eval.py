@@ -1,0 +1,117 @@
+"""Judge a run's features: nearest neighbours or a linear probe, beside what needs no training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .installed import complete_files, complete_runs, plugins_of
+
+if TYPE_CHECKING:
+    from selfsup.plugins.common.compare import Comparison, Judge
+
+TITLES = {
+    "trained": "trained",
+    "random": "random initialisation",
+    "raw": "raw input",
+    "chance": "most frequent class",
+}
+
+
+@click.group()
+def evaluate() -> None:
+    """Judge a run's features, beside random ones, raw input and chance.
+
+    Labelled data is needed, labels serve nothing else. They are found in class folders (cat/1.jpg, dog/2.jpg),
+    in a column of a table, or in file names, by a regular expression: --label '^(\\d)_'
+    """
+
+
+def _files(flag: str, name: str, text: str) -> Any:
+    return click.option(flag, name, multiple=True, metavar="PATH", shell_complete=complete_files, help=text)
+
+
+def _shared(command: Any) -> Any:
+    """The arguments of every way to judge."""
+    for add in reversed(
+        (
+            click.argument("run", type=click.Path(path_type=Path), shell_complete=complete_runs),
+            _files("--data", "paths", "Labelled data; by default the run's own."),
+            _files("--test", "tests", "Labelled data to judge on; by default a fifth of --data."),
+            click.option("--label", help="Column of labels, or a regular expression with one group on file names."),
+            click.option("--column", help="Column of a table, or key of a tar, that holds the data."),
+            click.option(
+                "--limit", type=click.IntRange(min=4), help="At most so many samples of --data and of --test."
+            ),
+            click.option("--layer", type=click.IntRange(min=1), help="Use only this many layers of the backbone."),
+            click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Samples at once."),
+            click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 or auto."),
+            click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+        )
+    ):
+        command = add(command)
+    return command
+
+
+@evaluate.command()
+@_shared
+@click.option("-k", "k", type=click.IntRange(min=1), default=20, show_default=True, help="Neighbours that vote.")
+@click.option(
+    "--temperature", type=click.FloatRange(0, min_open=True), default=0.07, show_default=True, help="Of the votes."
+)
+@click.pass_context
+def knn(context: click.Context, /, k: int, temperature: float, **shared: Any) -> None:
+    """Judge by the k nearest neighbours, weighted by similarity."""
+    from selfsup.plugins.common.compare import Neighbours
+
+    _judge(context, Neighbours(k, temperature), **shared)
+
+
+@evaluate.command()
+@_shared
+@click.pass_context
+def probe(context: click.Context, /, **shared: Any) -> None:
+    """Judge by a linear classifier on frozen features."""
+    from selfsup.plugins.common.compare import Linear
+
+    _judge(context, Linear(), **shared)
+
+
+def _judge(context: click.Context, judge: Judge, as_json: bool, **asked: Any) -> None:
+    from selfsup.plugins.common.compare import Asked, compare
+
+    result = compare(plugins_of(context), Asked(**asked), judge)
+    if as_json:
+        click.echo(json.dumps(result.plain()))
+    else:
+        _print(result)
+
+
+def _print(result: Comparison) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    for note in result.notes:
+        console.print(Text(note, "dim"))
+    if result.skipped:
+        name, why = next(iter(result.skipped.items()))
+        console.print(Text(f"{len(result.skipped)} samples could not be used, such as {name}: {why}", "yellow"))
+    options = "".join(f", {key} = {value}" for key, value in result.settings.items())
+    layers = f", first {result.layer} layers" if result.layer else ""
+    console.print(Text(f"\n{result.judge}{options}: {result.run}, step {result.step:,}{layers}", "bold"))
+    console.print(
+        f"{result.bank:,} samples to learn from, {result.query:,} to be judged on, {result.classes} classes\n"
+    )
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column, side in (("", "left"), (f"{result.metric}, %", "right"), ("", "left")):
+        grid.add_column(column, justify=side)  # type: ignore[arg-type]
+    for key, row in result.rows.items():
+        share = "-" if row.accuracy is None else f"{100 * row.accuracy:.1f} ± {100 * (row.error or 0):.1f}"
+        found = [f"C = {row.found['C']:g}"] if "C" in row.found else []
+        found += ["not converged"] if row.found.get("converged") is False else []
+        grid.add_row(TITLES[key], share, Text(row.why or ", ".join(found), "dim"), style="bold" * (key == "trained"))
+    console.print(grid)

@@ -1,0 +1,289 @@
+"""Rows of parquet, jsonl and csv files, and of data sets on the Hugging Face hub, through the `datasets` library.
+
+Tables are converted once to memory-mapped Arrow files in the cache of `datasets`, so any row is read at once
+and workers share the memory. Sound and images stay undecoded. Nothing here goes to the network for local files.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from selfsup.kernel.contracts import Modality
+from selfsup.kernel.errors import DataError, nearest
+
+from .data_files import Fields, Names, Options, count_classes, find_files, left_out, megabytes
+
+READERS = {
+    ".parquet": "parquet",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".json": "json",
+    ".jsonl.gz": "json",
+    ".csv": "csv",
+    ".csv.gz": "csv",
+    ".tsv": "csv",
+}
+WORDS = ("string", "large_string", "bool", *(f"{u}int{bits}" for u in ("", "u") for bits in (8, 16, 32, 64)))
+LABEL_COLUMNS = ("label", "labels", "class", "category", "digit", "target", "cls")
+USUAL = {"image": ("img", "picture", "photo"), "audio": ("wav", "speech", "sound", "recording")}
+ANYWHERE = ("path", "file", "file_path", "filepath", "file_name", "filename", "bytes")
+
+
+@dataclass
+class Rows:
+    """Rows of a table: {field: stored}, where a column of paths is resolved to files that exist."""
+
+    table: Any  # a datasets.Dataset of the columns that hold data, not decoded
+    columns: Mapping[str, str]  # field -> column
+    paths: Mapping[str, np.ndarray[Any, Any]]  # field -> [N] bytes, of columns of paths
+    rows: np.ndarray[Any, Any]  # [N] int64: the row of each sample
+    files: Sequence[str]
+    starts: np.ndarray[Any, Any]  # [files] int64: the first row of each file
+    labels: Names | None
+    notes: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def fetch(self, index: int) -> dict[str, Any]:
+        """{field: path, bytes, {"bytes", "path"} or whatever the column holds}"""
+        out: dict[str, Any] = {name: os.fsdecode(paths[index]) for name, paths in self.paths.items()}
+        if len(out) < len(self.columns):
+            row = self.table[int(self.rows[index])]
+            out |= {name: self._stored(row[column], index) for name, column in self.columns.items() if name not in out}
+        return out
+
+    def name(self, index: int) -> str:
+        """The file of a row's path, or: file row 12 (from 0)"""
+        if self.paths:
+            return os.fsdecode(next(iter(self.paths.values()))[index])
+        file, row = self._place(index)
+        return f"{file} row {row}"
+
+    def _place(self, index: int) -> tuple[str, int]:
+        row = int(self.rows[index])
+        number = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return self.files[number], row - int(self.starts[number])
+
+    def _stored(self, value: Any, index: int) -> Any:
+        """A value; a path without bytes is taken from the folder of its file."""
+        if isinstance(value, dict) and set(value) == {"bytes", "path"} and value["bytes"] is None and value["path"]:
+            return os.path.join(os.path.dirname(self._place(index)[0]), value["path"])
+        return value
+
+
+def open_tables(where: str, files: Sequence[str], modalities: Fields, options: Options) -> Rows:
+    """The rows of local table files of one kind."""
+    datasets = _library(where)
+    with _quiet(datasets):
+        try:
+            parts = _read(datasets, files, options.cache)
+        except Exception as cause:  # a builder raises whatever its parser does
+            raise DataError(f"{where!r} cannot be read: {_innermost(cause)}") from cause
+        counts = [len(part) for part in parts]
+        if not sum(counts):
+            raise DataError(f"there are no rows in {where!r}")
+        table = datasets.concatenate_datasets([part for part in parts if len(part)])
+        starts = np.cumsum([0, *counts[:-1]])
+        size = sum(os.path.getsize(file) for file in files)
+        return _rows(where, table, list(files), starts, modalities, options, megabytes(size))
+
+
+def open_hub(where: str, modalities: Fields, options: Options) -> Rows:
+    """USER/NAME or USER/NAME:SPLIT on the hub; the split is `train` unless it is named."""
+    datasets = _library(where)
+    name, _, split = where.partition(":")
+    try:
+        table = datasets.load_dataset(name, split=split or "train", cache_dir=options.cache)
+    except Exception as cause:  # whatever the network, the hub and a builder may raise
+        raise DataError(
+            f"there is no file or folder {where!r}, and the hub does not give a data set of that name: "
+            f"{_innermost(cause)}"
+        ) from cause
+    with _quiet(datasets):
+        full = f"{name}:{split or 'train'}"
+        size = megabytes(table.dataset_size or 0)
+        return _rows(full, table, [full], np.zeros(1, np.int64), modalities, options, size)
+
+
+def _read(datasets: Any, files: Sequence[str], cache: str | None) -> list[Any]:
+    """One table per file. `DatasetDict.from_*` reads local files without the calls home of `load_dataset`."""
+    kind = READERS[suffix_of(files[0])]
+    more = {"sep": "\t"} if suffix_of(files[0]) == ".tsv" else {}
+    read = getattr(datasets.DatasetDict, f"from_{kind}")
+    named = {f"file{number}": [glob.escape(os.path.abspath(file))] for number, file in enumerate(files)}
+    return list(read(named, cache_dir=cache, **more).values())
+
+
+def suffix_of(file: str) -> str:
+    """The suffix of a table, with a .gz behind it."""
+    base = os.path.basename(file).lower()
+    return next((s for s in sorted(READERS, key=len, reverse=True) if base.endswith(s)), "")
+
+
+def _rows(
+    where: str,
+    table: Any,
+    files: Sequence[str],
+    starts: np.ndarray[Any, Any],
+    modalities: Fields,
+    options: Options,
+    size: str,
+) -> Rows:
+    columns = {name: _column(where, table, name, m, options.column) for name, m in modalities.items()}
+    rows = np.arange(len(table))
+    reasons: dict[str, list[str]] = {}
+    paths: dict[str, list[str]] = {}
+    for name, column in columns.items():
+        if _holds_paths(table, column, modalities[name]):
+            paths[name], missing = _resolve(table[column], files, starts)
+            reasons[f"not where column {column!r} says"] = missing
+    here = np.array([all(p[i] for p in paths.values()) for i in rows], dtype=bool)
+    if not here.any():
+        gone = next(iter(reasons.values()))
+        raise DataError(f"none of the files that {where!r} names exists beside or below it, such as {gone[0]!r}")
+    labels, origin = _labels(where, table, next(iter(columns.values())), options)
+    rows = rows[here]
+    out = Rows(
+        _undecoded(table.select_columns(sorted(set(columns.values())))),
+        columns,
+        {name: np.array([os.fsencode(found[i]) for i in rows]) for name, found in paths.items()},
+        rows,
+        files,
+        starts,
+        None if labels is None else [labels[i] for i in rows],
+    )
+    shown = " and ".join(f"column {column!r}" for column in columns.values())
+    classes = f" in {count_classes(out.labels)} classes ({origin})" if out.labels else ""
+    if paths:
+        size = megabytes(sum(os.path.getsize(found[i]) for found in paths.values() for i in rows))
+    out.notes.append(f"{len(out):,} rows{classes}, {size}, from {shown} of {where}")
+    out.notes.extend(left_out(reasons))
+    return out
+
+
+def _column(where: str, table: Any, name: str, modality: Modality, asked: str | None) -> str:
+    """The column that holds a field: the one asked for, or found by its usual names."""
+    known = list(table.column_names)
+    if asked is not None:
+        if asked not in known:
+            raise DataError(f"{where!r} has no column {asked!r}; {nearest(asked, known)}")
+        return asked
+    usual = (name, *USUAL.get(name, ()), *(s.lstrip(".") for s in modality.suffixes), *ANYWHERE)
+    lower = {column.lower(): column for column in reversed(known)}
+    found: str | None = next((lower[u] for u in usual if u in lower), None)
+    if found is None:
+        raise DataError(
+            f"no column of {where!r} is known to hold {name}: it has {', '.join(known)}; "
+            f"name one with --set data.column=NAME"
+        )
+    return found
+
+
+def _holds_paths(table: Any, column: str, modality: Modality) -> bool:
+    """Whether the column holds names of files, rather than the data itself."""
+    kind = getattr(table.features[column], "dtype", None)
+    if kind not in ("string", "large_string") or not modality.suffixes:
+        return False
+    first: str = next((v for v in table[column] if v), "")
+    return first.lower().endswith(modality.suffixes)
+
+
+def _resolve(
+    values: Sequence[str | None], files: Sequence[str], starts: np.ndarray[Any, Any]
+) -> tuple[list[str], list[str]]:
+    """The path of each value, "" where there is none; and the values without one.
+
+    A path counts from the folder of its table; where it is not there, the one file of that name below the
+    folder is taken (Common Voice keeps its clips in a folder of their own).
+    """
+    below: dict[str, dict[str, list[str]]] = {}
+    found, missing = [], []
+    for row, value in enumerate(values):
+        folder = os.path.dirname(files[int(np.searchsorted(starts, row, side="right")) - 1]) or "."
+        path = os.path.join(folder, os.path.expanduser(value or ""))
+        if not (value and os.path.isfile(path)):
+            if folder not in below:
+                below[folder] = _by_name(folder)
+            same = below[folder].get(os.path.basename(value or ""), [])
+            path = same[0] if len(same) == 1 else ""
+        found.append(path)
+        if not path:
+            missing.append(value or "no name")
+    return found, missing
+
+
+def _by_name(folder: str) -> dict[str, list[str]]:
+    out: dict[str, list[str]] = defaultdict(list)
+    for file in find_files(folder)[1]:
+        out[os.path.basename(file)].append(file)
+    return out
+
+
+def _labels(where: str, table: Any, data: str, options: Options) -> tuple[Names | None, str]:
+    """(labels, what they come from)."""
+    if options.pattern:
+        names = [_file_name(value) for value in _undecoded(table.select_columns([data]))[data]]
+        return options.from_names(names, where), "by file name"
+    asked, known = options.label, table.column_names
+    column = asked or next((c for c in LABEL_COLUMNS if c in known and c != data), None)
+    if column is None:
+        return None, ""
+    if column not in known:
+        raise DataError(f"{where!r} has no column {column!r} for labels; {nearest(column, known)}")
+    kind = table.features[column]
+    if hasattr(kind, "int2str"):  # a datasets.ClassLabel, -1 where there is none
+        return [None if v is None or v < 0 else kind.int2str(v) for v in table[column]], f"column {column!r}"
+    if getattr(kind, "dtype", None) not in WORDS:
+        if asked:
+            raise DataError(f"column {column!r} of {where!r} holds {kind}; labels are whole numbers or words")
+        return None, ""
+    return [None if v is None else str(v) for v in table[column]], f"column {column!r}"
+
+
+def _file_name(value: Any) -> str:
+    name = value.get("path") if isinstance(value, dict) else value
+    return name if isinstance(name, str) else ""
+
+
+def _undecoded(table: Any) -> Any:
+    """The same table with images and sound as they are stored."""
+    for column, kind in table.features.items():
+        if getattr(kind, "decode", False):
+            table = table.cast_column(column, type(kind)(decode=False))
+    return table
+
+
+def _library(where: str) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(f"reading {where!r} needs the library `datasets`: pip install 'selfsup[data]'") from None
+    return datasets
+
+
+@contextmanager
+def _quiet(datasets: Any) -> Iterator[None]:
+    """No progress bars of `datasets` meanwhile: the first look at the data says what there is to say."""
+    shown = datasets.are_progress_bars_disabled() is False
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
+def _innermost(cause: BaseException) -> str:
+    """The first line of what went wrong first."""
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    return f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"
