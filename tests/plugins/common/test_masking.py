@@ -30,7 +30,7 @@ def test_the_number_of_spans_is_rounded_at_random() -> None:
 
 
 def test_every_start_is_equally_likely() -> None:
-    """With one span of 3 in 12 frames, the ten starts; a frame in the middle is hidden three times as often as the first."""
+    """One span of 3 in 12 frames has ten starts; a middle frame is hidden three times as often as the first."""
     hidden = rows([12] * 20000, share=0.01, length=3, least=1)
     assert (hidden.sum(1) == 3).all()
     assert torch.allclose(hidden.float().mean(0) * 10, torch.tensor([1, 2, *[3] * 8, 2, 1]).float(), atol=0.12)
