@@ -32,6 +32,7 @@ from selfsup.plugins.common.speech import Speech
 Wave = NDArray[np.float32]
 FLOOR = 1e-7  # added to the variance, as transformers' feature extractor does: silence stays finite
 CROSSINGS, ROLLOFF = 16, 0.99  # of the resampling filter: zero crossings on each side, share of the band kept
+TINY = 128  # bytes; fewer hold no sound, and libsndfile, looking for tags, would seek to before the start
 ENDLESS = (0, 0x7FFFFFFF, 0xFFFFFFFF)  # data sizes that programs write which do not know the length yet
 
 
@@ -156,33 +157,29 @@ def decode(stored: Any, max_seconds: float) -> tuple[Wave, int]:
         stored = stored["bytes"] if stored.get("bytes") is not None else stored.get("path")
     try:
         if isinstance(stored, bytes):
-            return decode_file(io.BytesIO(stored), len(stored), max_seconds)
+            check_whole(io.BytesIO(stored), len(stored))
+            return decode_whole(io.BytesIO(stored), max_seconds)
         if isinstance(stored, str | Path):
             with open(stored, "rb") as file:
-                return decode_file(file, os.fstat(file.fileno()).st_size, max_seconds)
+                check_whole(file, os.fstat(file.fileno()).st_size)
+            return decode_whole(str(stored), max_seconds)
     except OSError as cause:
         raise BadSample(f"it cannot be opened: {cause.strerror or cause}") from None
     raise BadSample(f"sound is stored as a path, bytes or an array; this is {type(stored).__name__}")
 
 
-def decode_file(file: BinaryIO, size: int, max_seconds: float) -> tuple[Wave, int]:
-    """Mono float32 [N] and its rate, of an open file of `size` bytes."""
+def decode_whole(file: str | BinaryIO, max_seconds: float) -> tuple[Wave, int]:
+    """Mono float32 [N] and its rate, of a file that `check_whole` has passed."""
     try:
         import soundfile
     except (ImportError, OSError) as cause:
         raise DataError(f"reading sound files needs soundfile ({cause}): pip install 'selfsup[audio]'") from None
-    if size == 0:
-        raise BadSample("the file is empty")
-    missing = missing_bytes(file, size)
-    if missing:
-        raise BadSample(f"the file is truncated: its header promises {missing} bytes more")
-    file.seek(0)
     try:
         with soundfile.SoundFile(file) as sound:
             rate, promised = int(sound.samplerate), int(sound.frames)
             if promised > max_seconds * rate:
                 raise BadSample(f"{promised / rate:.0f} s is longer than max_seconds = {max_seconds:g}")
-            wave = sound.read(dtype="float32", always_2d=True)  # [N, channels]
+            wave: Wave = sound.read(dtype="float32", always_2d=True)  # [N, channels]
     except (soundfile.SoundFileError, RuntimeError) as cause:
         raise BadSample(f"it cannot be decoded as sound: {cause}") from None
     if len(wave) < promised:
@@ -190,12 +187,20 @@ def decode_file(file: BinaryIO, size: int, max_seconds: float) -> tuple[Wave, in
     return wave.mean(1), rate
 
 
+def check_whole(file: BinaryIO, size: int) -> None:
+    """Refuse a file of `size` bytes that is empty or ends before the sound that its header promises."""
+    if size < TINY:
+        raise BadSample("the file is empty" if size == 0 else f"the file holds no sound, only {size} bytes")
+    missing = missing_bytes(file, size)
+    if missing:
+        raise BadSample(f"the file is truncated: its header promises {missing} bytes more")
+
+
 def missing_bytes(file: BinaryIO, size: int) -> int:
     """How many bytes of the sound data of a WAV or AIFF file lie past its end; 0 for other formats.
 
     libsndfile shortens such a file in silence.
     """
-    file.seek(0)
     head = file.read(12)
     wav, aiff = head[:4] == b"RIFF" and head[8:] == b"WAVE", head[:4] == b"FORM" and head[8:11] == b"AIF"
     at, order = 12, "little" if wav else "big"
