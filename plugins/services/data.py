@@ -25,6 +25,7 @@ from .data_files import Fields, Names, Options, find_files, kinds_of, open_files
 from .data_tables import READERS, open_hub, open_tables, suffix_of
 from .data_tars import open_tars
 
+Count = Annotated[int, about("how many", ge=0)]
 HUB = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 
 
@@ -114,7 +115,7 @@ class Data:
         paths: Annotated[
             list[str], about("folders, files, globs, tables, tars, hub names; PATH@WEIGHT for its share of a mixture")
         ] = [],  # noqa: B006 - never changed
-        workers: Annotated[int | Literal["auto"], about("processes that read and decode", ge=0)] = "auto",
+        workers: Annotated[Count | Literal["auto"], about("processes that read and decode, from 0")] = "auto",
         max_bad: Annotated[float, about("share of samples that may be unusable before a run stops", ge=0, le=1)] = 0.01,
         column: Annotated[str | None, about("column (tables) or key (tars) of the data; None finds it")] = None,
         label: Annotated[
@@ -170,6 +171,8 @@ def open_path(where: str, modalities: Fields, options: Options) -> Piece:
     kinds = {suffix: found for suffix, found in tables.items() if found}
     if tars := [file for file in files if file.lower().endswith(".tar")]:
         kinds[".tar"] = tars
+    if len(kinds) > 1:
+        kinds.pop(".json", None)  # what lies beside other tables describes them
     if len(kinds) > 1:
         raise DataError(
             f"{where!r} holds {kinds_of(files)}, of which several could be meant; "

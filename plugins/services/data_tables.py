@@ -7,11 +7,13 @@ and workers share the memory. Sound and images stay undecoded. Nothing here goes
 from __future__ import annotations
 
 import glob
+import gzip
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -85,16 +87,16 @@ def open_tables(where: str, files: Sequence[str], modalities: Fields, options: O
     datasets = _library(where)
     with _quiet(datasets):
         try:
-            parts = _read(datasets, files, options.cache)
+            files = [file for file in files if _has_rows(file)]
+            parts = _read(datasets, files, options.cache) if files else []
         except Exception as cause:  # a builder raises whatever its parser does
             raise DataError(f"{where!r} cannot be read: {_innermost(cause)}") from cause
-        counts = [len(part) for part in parts]
-        if not sum(counts):
+        if not parts:
             raise DataError(f"there are no rows in {where!r}")
-        table = datasets.concatenate_datasets([part for part in parts if len(part)])
-        starts = np.cumsum([0, *counts[:-1]])
+        table = datasets.concatenate_datasets(parts)
+        starts = np.cumsum([0, *(len(part) for part in parts[:-1])])
         size = sum(os.path.getsize(file) for file in files)
-        return _rows(where, table, list(files), starts, modalities, options, megabytes(size))
+        return _rows(where, table, files, starts, modalities, options, megabytes(size))
 
 
 def open_hub(where: str, modalities: Fields, options: Options) -> Rows:
@@ -121,6 +123,18 @@ def _read(datasets: Any, files: Sequence[str], cache: str | None) -> list[Any]:
     read = getattr(datasets.DatasetDict, f"from_{kind}")
     named = {f"file{number}": [glob.escape(os.path.abspath(file))] for number, file in enumerate(files)}
     return list(read(named, cache_dir=cache, **more).values())
+
+
+def _has_rows(file: str) -> bool:
+    """Whether a table holds anything; the builders of `datasets` fail on one without rows."""
+    kind = READERS[suffix_of(file)]
+    if kind == "parquet":
+        from pyarrow.parquet import read_metadata
+
+        return bool(read_metadata(file).num_rows)
+    with gzip.open(file) if file.endswith(".gz") else open(file, "rb") as lines:
+        filled = sum(1 for _ in islice((line for line in lines if line.strip()), 2))
+    return filled >= (2 if kind == "csv" else 1)  # a csv has a line of names
 
 
 def suffix_of(file: str) -> str:
@@ -272,13 +286,15 @@ def _library(where: str) -> Any:
 
 @contextmanager
 def _quiet(datasets: Any) -> Iterator[None]:
-    """No progress bars of `datasets` meanwhile: the first look at the data says what there is to say."""
-    shown = datasets.are_progress_bars_disabled() is False
+    """No progress bars and log lines of `datasets` meanwhile: notes and errors say what there is to say."""
+    bars, level = not datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
         yield
     finally:
-        if shown:
+        datasets.logging.set_verbosity(level)
+        if bars:
             datasets.enable_progress_bars()
 
 

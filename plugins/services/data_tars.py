@@ -84,20 +84,20 @@ def open_tars(where: str, shards: Sequence[str], modalities: Fields, options: Op
         notes += note
     kept = [m for m in members if m.size]
     usable = kept if options.column is None else [m for m in kept if _key(m) == options.column]
-    chosen = match_fields([m.name for m in usable], modalities)
+    chosen = match_fields([f"{m.shard}/{m.name}" for m in usable], modalities)  # pairs lie in one shard
     first = [usable[i] for i in next(iter(chosen.values()))]
     if not first:
         reads = " and ".join(f"{name} ({', '.join(m.suffixes)})" for name, m in modalities.items())
         wanted = f" with the key {options.column!r}" if options.column else ""
         raise DataError(f"no member of {where!r}{wanted} is {reads}; it holds {kinds_of(m.name for m in members)}")
     labels = _labels(first, members, shards, where, options)
-    used = {usable[i].name for index in chosen.values() for i in index}
+    used = {usable[i] for index in chosen.values() for i in index}
     classes = f" in {count_classes(labels)} classes" if labels else ""
     total = sum(usable[i].size for index in chosen.values() for i in index)
     what = " with ".join(f"{name} files" for name in modalities)
     origin = where if list(shards) == [where] else f"{len(shards)} tars of {where}"
     notes.insert(0, f"{len(first):,} {what}{classes}, {megabytes(total)}, from {origin}")
-    others = [os.path.splitext(m.name)[1].lower() or "without a suffix" for m in kept if m.name not in used]
+    others = [os.path.splitext(m.name)[1].lower() or "without a suffix" for m in kept if m not in used]
     empty = [os.path.basename(m.name) for m in members if not m.size]
     notes += left_out({"empty": empty, "beside the samples": others}, "member")
     return Tars(
