@@ -28,6 +28,9 @@ BLOCK = 16  # pixels that one product of the blur makes: larger multiplies more 
 CHUNK = 2**15  # pixels that one pass over the samples holds on a CPU, so that they stay in its cache
 ASPECTS = (3 / 4, 4 / 3)
 
+Taps = tuple[Tensor, Tensor]
+"""Which input pixels make each output pixel along one axis [B, out, K] int64, and their weights [B, out, K]."""
+
 
 def crop_boxes(
     height: Tensor,
@@ -65,8 +68,8 @@ def _centred(high: Tensor, wide: Tensor, aspects: tuple[float, float]) -> Tensor
     return torch.cat([((high - h) / 2).floor(), ((wide - w) / 2).floor(), h, w], 1)
 
 
-def taps(start: Tensor, length: Tensor, size: int, out: int, flip: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Which input pixels make each output pixel along one axis, and their weights: [B, out, K] twice.
+def taps(start: Tensor, length: Tensor, size: int, out: int, flip: Tensor | None = None) -> Taps:
+    """The taps of one axis, with triangular weights.
 
     `start` and `length` [B] are the box in input pixels, fractions allowed; `size` the pixels of the input,
     `out` of the output; `flip` [B] bool counts the output from the other end. Pixels beside the
@@ -87,13 +90,14 @@ def taps(start: Tensor, length: Tensor, size: int, out: int, flip: Tensor | None
     return index.clamp(0, size - 1), weight / weight.sum(-1, keepdim=True)
 
 
-def resample(x: Tensor, rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor]) -> Tensor:
+def resample(x: Tensor, rows: Taps, columns: Taps) -> Tensor:
     """Make an image of the weighted rows and columns of another, x [B, C, H, W] -> float32 [B, C, Y, X]."""
     b, c, h, w = x.shape
     y, out = rows[0].shape[1], columns[0].shape[1]
+    # Photos lie in memory column by column, see photo.py, so that this is a cast and no transposition.
     table = x.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)  # [B, W, C, H]
     narrow = _bag(table.reshape(b, w, c * h), *columns)  # [B, X, C * H]
-    table = narrow.transpose(1, 2).reshape(b * c, h, out)  # [B * C, H, X]
+    table = narrow.transpose(1, 2).contiguous().reshape(b * c, h, out)  # [B * C, H, X]
     index, weight = (t[:, None].expand(-1, c, -1, -1).reshape(b * c, y, -1) for t in rows)
     return _bag(table, index, weight).reshape(b, c, y, out)
 
@@ -140,13 +144,18 @@ def _band(kernel: Tensor, block: int) -> Tensor:
     return kernel[:, lag.clamp(0, size - 1)] * inside
 
 
+def hosted(x: Tensor) -> bool:
+    """Whether x lies in host memory, where reading a value makes nobody wait."""
+    return x.device.type == "cpu"
+
+
 def only(chosen: Tensor, change: Callable[..., Tensor], x: Tensor, *parameters: Tensor) -> Tensor:
     """Apply change(x, *parameters) to the samples `chosen` [B] bool; the others keep their values exactly.
 
     On an accelerator all samples are changed and the result is selected, because asking which are
     chosen would make the host wait. In host memory nobody waits, and only the chosen ones are computed.
     """
-    if x.device.type != "cpu":
+    if not hosted(x):
         return torch.where(chosen[:, None, None, None], change(x, *parameters), x)
     index = chosen.nonzero()[:, 0]
     if len(index) in (0, len(x)):
@@ -154,7 +163,10 @@ def only(chosen: Tensor, change: Callable[..., Tensor], x: Tensor, *parameters: 
     return x.index_copy(0, index, change(x[index], *(p[index] for p in parameters)).contiguous())
 
 
-def chunks(count: int, pixels: int, device: torch.device) -> list[slice]:
-    """Cut a batch of images of so many pixels into parts that fit a CPU's cache; an accelerator takes it whole."""
-    step = max(1, CHUNK // pixels) if device.type == "cpu" else max(1, count)
-    return [slice(first, first + step) for first in range(0, count, step)]
+def chunks(x: Tensor, pixels: int) -> list[slice]:
+    """Cut the samples x [B, ...], to become images of so many pixels, into parts that fit a CPU's cache.
+
+    An accelerator takes the batch whole.
+    """
+    step = max(1, CHUNK // pixels if hosted(x) else len(x))
+    return [slice(first, first + step) for first in range(0, len(x), step)]

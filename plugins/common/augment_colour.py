@@ -24,6 +24,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from selfsup.plugins.common import augment
+
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
@@ -40,8 +42,8 @@ def grey(x: Tensor) -> Tensor:
     """The luma of x [B, C, H, W]: [B, 1, H, W]."""
     if x.shape[1] == 1:
         return x
-    red, green, blue = x.split(1, dim=1)
-    return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
+    red, green, blue = x.unbind(1)
+    return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])[:, None]
 
 
 def without_colour(x: Tensor) -> Tensor:
@@ -73,7 +75,7 @@ def jitter(x: Tensor, active: Tensor, blend: Tensor, turn: Tensor) -> Tensor:
         if slot == 3 and x.shape[1] == 3:
             x = turn_hue(x, turn)
         # An idle slot changes nothing; in host memory, where asking costs nothing, it is not even computed.
-        if x.device.type != "cpu" or active[:, slot].any():
+        if not augment.hosted(x) or active[:, slot].any():
             x = _blend(x, *blend[:, slot, :, None, None, None].unbind(1))
     return x
 
@@ -89,18 +91,20 @@ def turn_hue(x: Tensor, turn: Tensor) -> Tensor:
     """Turn the hue of x [B, 3, H, W] by `turn` [B] of the circle; HSV's saturation and value stay.
 
     With h the hue in turns, low and c the least value and the range over the channels, a colour is
-    low + c * clip(|6 frac(h + o) - 3| - 1, 0, 1) with o = 0, 2/3, 1/3 for red, green, blue.
+    low + c clip(|6 frac(h + o) - 3| - 1, 0, 1) with o = 0, 2/3, 1/3 for red, green, blue, and solved for h
+
+        h = 1/2 - s / 6,    s = 2 + (red - green - blue + low) / c with the sign of green - blue,
+
+    which needs no case for each sector. Where c is 0, h does not matter.
     """
     red, green, blue = x.unbind(1)  # [B, H, W]
-    high = torch.maximum(torch.maximum(red, green), blue)
-    low = torch.minimum(torch.minimum(red, green), blue)
-    c = high - low
-    sixth = torch.where(green == high, torch.add(blue - red, c, alpha=2), torch.add(red - green, c, alpha=4))
-    sixth = torch.where(red == high, green - blue, sixth)  # 6 c h, h from -1/6 to 5/6
-    h = sixth.div_((c * 6).clamp_(min=1e-12))
+    low = x.amin(1)
+    c = x.amax(1).sub_(low)
+    s = (red - green).sub_(blue).add_(low).div_(c.clamp(min=1e-12)).add_(2)
+    s = torch.copysign(s, green - blue).div_(6)
     # One whole turn more keeps the sum positive, where frac is the remainder.
-    offset = (3 - torch.arange(3, device=x.device)) / 3 % 1 + 1 + turn[:, None]  # [B, 3]
-    weight = h[:, None] + offset[:, :, None, None]  # [B, 3, H, W]
+    offset = (3 - torch.arange(3, device=x.device)) / 3 % 1 + 1.5 + turn[:, None]  # [B, 3]
+    weight = offset[:, :, None, None] - s[:, None]  # [B, 3, H, W]
     weight = weight.frac_().mul_(6).sub_(3).abs_().sub_(1).clamp_(0, 1)
     return torch.addcmul(low[:, None], weight, c[:, None])
 

@@ -22,6 +22,7 @@ from selfsup.kernel.errors import BadSample
 
 try:
     import PIL.Image as pillow
+    from PIL import UnidentifiedImageError
 except ModuleNotFoundError as cause:
     raise ModuleNotFoundError(
         "images are read with Pillow, which is not installed: pip install 'selfsup[image]'"
@@ -43,7 +44,7 @@ UPRIGHT = {
 class Photo(NamedTuple):
     """A decoded photo."""
 
-    pixels: Tensor  # [C, S, S] uint8
+    pixels: Tensor  # [C, S, S] uint8, in memory column by column: the order in which views are resampled
     size: tuple[int, int]  # height and width before it was squashed, upright
 
 
@@ -61,7 +62,7 @@ def decode(stored: Any, side: int, channels: int, max_pixels: int) -> Photo:
                 return _squash(image, side, "RGB" if channels == 3 else "L", max_pixels)
     except (BadSample, MemoryError):
         raise
-    except pillow.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise BadSample("this is no image that Pillow can read, or its first bytes are damaged") from None
     except pillow.DecompressionBombError:
         raise BadSample(f"the image has more than the {max_pixels:,} pixels that modality.max_pixels allows") from None
@@ -110,16 +111,18 @@ def _squash(image: pillow.Image, side: int, mode: str, max_pixels: int) -> Photo
         raise BadSample(
             f"the image has {width} x {height} pixels, more than the {max_pixels:,} that modality.max_pixels allows"
         )
-    turn = UPRIGHT.get(_orientation(image))
     image.draft(mode, (side, side))  # only JPEG heeds it
+    image.load()  # before the metadata, of which some formats decode the pixels and swallow what is wrong with them
+    turn = UPRIGHT.get(_orientation(image))
     image = _convert(image, mode)
     # Three times the side before the last, exact reduction cannot be told from reducing exactly at once.
     image = image.resize((side, side), pillow.Resampling.BILINEAR, reducing_gap=3.0)
     if turn is not None:
         image = image.transpose(turn)
         height, width = (width, height) if turn in _SIDEWAYS else (height, width)
-    pixels = torch.from_numpy(np.array(image)).reshape(side, side, -1)  # [S, S, C]
-    return Photo(pixels.permute(2, 0, 1), (height, width))
+    rows = np.asarray(image).reshape(side, side, -1)  # [S, S, C], one pixel after the other
+    columns = np.array(rows.transpose(1, 2, 0), order="C")  # [S, C, S]
+    return Photo(torch.from_numpy(columns).permute(1, 2, 0), (height, width))
 
 
 _SIDEWAYS = {UPRIGHT[tag] for tag in (5, 6, 7, 8)}
@@ -135,8 +138,7 @@ def _orientation(image: pillow.Image) -> int:
 
 def _convert(image: pillow.Image, mode: str) -> pillow.Image:
     """To "RGB" or "L", over white where it is transparent."""
-    if image.mode == mode:
-        image.load()
+    if image.mode == mode and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):  # 16-bit grey, which convert() would cut at 255 rather than scale
         values = np.asarray(image)

@@ -18,6 +18,7 @@ patches, P = C p**2 values behind one, L width of the stem.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, NamedTuple
 
@@ -101,8 +102,8 @@ class Image(Modality):
 
     def collate(self, raws: Sequence[Photo], draw: Draw | None = None) -> Signal:
         """Stack photos: x [B, C, S, S] uint8, positions [B, 2] the heights and widths before squashing."""
-        # Decoders write pixel by pixel. Stacking in that order and swapping axes copies whole photos at once.
-        x = torch.stack([raw.pixels.permute(1, 2, 0) for raw in raws]).permute(0, 3, 1, 2)  # [B, C, S, S]
+        # Photos lie in memory column by column. Stacking them in that order copies each at once.
+        x = torch.stack([raw.pixels.permute(2, 0, 1) for raw in raws]).permute(0, 2, 3, 1)  # [B, C, S, S]
         return Signal(x, positions=torch.tensor([raw.size for raw in raws]))
 
     def stem(self, width: int) -> Patches:
@@ -117,7 +118,7 @@ class Image(Modality):
         multiplies the colour jitter; at 0 grey, blur and solarisation are left out with it.
         """
         plan = self._plan(raw, extent, draw, strength)
-        parts = augment.chunks(len(raw.x), self.size**2, raw.x.device)
+        parts = augment.chunks(raw.x, self.size**2)
         # Pixels keep float32 where the model around computes in bfloat16, which has fewer levels than a byte.
         with torch.autocast(raw.x.device.type, enabled=False):
             views = [self._make(raw.x[part], _Plan(*(t[part] for t in plan)), strength) for part in parts]
@@ -129,17 +130,16 @@ class Image(Modality):
 
         A square of 7/8 of the shorter side; the whole canvas where it is no larger than a view.
         """
-        size = _size(raw)
-        if raw.x.shape[-1] > self.size:
-            side = PLAIN * size.min(1, keepdim=True).values  # [B, 1]
-            start, length = (size - side) / 2, side.expand(-1, 2)
+        if raw.x.shape[-1] == self.size:
+            x = raw.x.to(torch.float32, memory_format=torch.contiguous_format)
         else:
-            start, length = torch.zeros_like(size), size
-        rows, columns = self._taps(raw, start, length, None)
-        x = augment.resample(raw.x, rows, columns).mul_(1 / 255)
-        return Signal(augment_colour.normalise(x, self.mean, self.std))
+            side = PLAIN * _size(raw).min(1, keepdim=True).values  # [B, 1]
+            x = augment.resample(raw.x, *self._taps(raw, (_size(raw) - side) / 2, side.expand(-1, 2)))
+        return Signal(augment_colour.normalise(x.mul_(1 / 255), self.mean, self.std))
 
-    def _taps(self, raw: Signal, start: Tensor, length: Tensor, flip: Tensor | None) -> Any:
+    def _taps(
+        self, raw: Signal, start: Tensor, length: Tensor, flip: Tensor | None = None
+    ) -> tuple[augment.Taps, augment.Taps]:
         """Rows and columns of the canvas for boxes in the photos' own pixels, [B, 2] each."""
         side = raw.x.shape[-1]
         share = side / _size(raw)  # canvas pixels behind one of the photo, down and across
@@ -163,7 +163,7 @@ class Image(Modality):
             *jitter,
             u[:, 11] < self.grey_chance,
             u[:, 12] < self.blur_chance,
-            augment.gaussian(sigma, 2 * (self.size // 20) + 1),
+            augment.gaussian(sigma, 2 * min(self.size // 20, math.ceil(4 * self.blur_sigma[1])) + 1),
             u[:, 13] < self.solarize_chance,
         )
 
@@ -191,7 +191,7 @@ class Image(Modality):
     def sample(self) -> Sequence[Sample]:
         """The 1,797 handwritten digits of 8 x 8 pixels in 10 classes that come with scikit-learn."""
         try:
-            from sklearn.datasets import load_digits
+            from sklearn.datasets import load_digits  # type: ignore[import-untyped]
         except ModuleNotFoundError as cause:
             raise DataError(
                 "the built-in sample of images comes with scikit-learn, which is not installed: "
