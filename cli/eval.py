@@ -113,5 +113,8 @@ def _print(result: Comparison) -> None:
         share = "-" if row.accuracy is None else f"{100 * row.accuracy:.1f} ± {100 * (row.error or 0):.1f}"
         found = [f"C = {row.found['C']:g}"] if "C" in row.found else []
         found += ["not converged"] if row.found.get("converged") is False else []
-        grid.add_row(TITLES[key], share, Text(row.why or ", ".join(found), "dim"), style="bold" * (key == "trained"))
+        grid.add_row(TITLES[key], share, Text(", ".join(found), "dim"), style="bold" * (key == "trained"))
     console.print(grid)
+    for key, row in result.rows.items():
+        if row.why:
+            console.print(Text(f"{TITLES[key]}: {row.why}", "dim"))

@@ -6,6 +6,7 @@ import os
 import pickle
 
 import pytest
+
 from selfsup.kernel.config import check
 from selfsup.kernel.contracts import Modality
 from selfsup.kernel.errors import ConfigError, DataError
@@ -146,7 +147,7 @@ def test_parts_weigh_by_size_unless_told(tmp_path):
     assert mixed.parts == [Part(3, 0.25), Part(1, 0.75)]
     assert mixed.notes[-1] == f"mixture: 25 % {one}, 75 % {two}"
     assert Order(mixed.parts, 0).places.tolist() == [1, 3]
-    with pytest.raises(DataError, match="either every --data has a weight or none; .*two' has none"):
+    with pytest.raises(DataError, match=r"either every --data has a weight or none; .*two' has none"):
         opened(f"{one}@1", two)
 
 
@@ -200,7 +201,9 @@ def test_errors_say_what_is_there_instead(tmp_path):
         opened(tmp_path / "fotos")
     with pytest.raises(DataError, match=r"no file matches '.*\*.png'; .*photos holds 2 .gif, 1 .pdf"):
         opened(tmp_path / "photos/*.png")
-    with pytest.raises(DataError, match=r"no usable file in '.*photos', it holds 2 .gif, 1 .pdf\. image is read from .png"):
+    with pytest.raises(
+        DataError, match=r"no usable file in '.*photos', it holds 2 .gif, 1 .pdf\. image is read from .png"
+    ):
         opened(tmp_path / "photos")
     with pytest.raises(DataError, match=r"no sample of .* is whole; 1 file left out: 1 empty \(e.png\)"):
         opened(fill(tmp_path / "empty", "e.png", text=""))

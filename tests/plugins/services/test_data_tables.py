@@ -14,6 +14,7 @@ import pytest
 datasets = pytest.importorskip("datasets")
 pa = pytest.importorskip("pyarrow")
 from pyarrow import parquet  # noqa: E402
+
 from selfsup.kernel.contracts import Modality  # noqa: E402
 from selfsup.kernel.errors import DataError  # noqa: E402
 from selfsup.plugins.services import data_tables  # noqa: E402
@@ -227,7 +228,9 @@ def test_without_the_library_the_extra_is_named(tmp_path, monkeypatch):
 def hub(tmp_path, monkeypatch):
     """The hub, played by a folder in the layout of a repository without a script."""
     (tmp_path / "repository/data").mkdir(parents=True)
-    write_parquet(tmp_path / "repository/data/train-00000-of-00001.parquet", {"image": pictures(0, 3), "label": [0, 1, 0]})
+    write_parquet(
+        tmp_path / "repository/data/train-00000-of-00001.parquet", {"image": pictures(0, 3), "label": [0, 1, 0]}
+    )
     write_parquet(tmp_path / "repository/data/test-00000-of-00001.parquet", {"image": pictures(3, 5), "label": [1, 1]})
     real = datasets.load_dataset
 
@@ -251,7 +254,9 @@ def test_a_name_on_the_hub(opened):
 
 @pytest.mark.usefixtures("hub")
 def test_a_name_that_the_hub_does_not_have(opened, tmp_path):
-    with pytest.raises(DataError, match=r"no file or folder 'nobody/nothing', and the hub does not give .*Couldn't reach"):
+    with pytest.raises(
+        DataError, match=r"no file or folder 'nobody/nothing', and the hub does not give .*Couldn't reach"
+    ):
         opened("nobody/nothing")
     (tmp_path / "photos/train").mkdir(parents=True)
     with pytest.raises(DataError, match=r"there is no 'photos/trian'; in photos: did you mean 'train'\?"):

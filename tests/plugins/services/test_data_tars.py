@@ -8,6 +8,7 @@ import pickle
 import tarfile
 
 import pytest
+
 from selfsup.kernel.contracts import Modality
 from selfsup.kernel.errors import BadSample, DataError
 from selfsup.plugins.services.data import Data
@@ -75,7 +76,7 @@ def test_labels_by_folder_and_by_name_of_a_key(tmp_path):
     source = opened(path, label="kind")
     assert [source[i].get("label") for i in range(2)] == [0, None]
     assert source.classes == ["4"]
-    with pytest.raises(DataError, match="no sample of .* has a label 'sort'"):
+    with pytest.raises(DataError, match=r"no sample of .* has a label 'sort'"):
         opened(path, label="sort")
 
 
@@ -83,7 +84,7 @@ def test_a_key_chooses_among_several(tmp_path):
     path = write(tmp_path / "a.tar", {"1.png": b"x", "1.mask.png": b"m", "2.png": b"y"})
     assert len(opened(path)) == 3
     assert [opened(path, column="mask.png")[0]["image"]["bytes"]] == [b"m"]
-    with pytest.raises(DataError, match="no member of .* with the key 'jpg' is image"):
+    with pytest.raises(DataError, match=r"no member of .* with the key 'jpg' is image"):
         opened(path, column="jpg")
 
 
