@@ -45,8 +45,9 @@ def explain(context: click.Context, asked: Asked, as_json: bool) -> None:
     cite = getattr(plugins.load("objectives", objective), "paper", "")
     if as_json:
         listed = [
-            {"option": f"{section}.{key}" if section else key, "run": run, "paper": base, "differs": run != base}
-            for section, key, run, base in rows
+            {"option": f"{section}.{key}" if section else key, "run": run, "paper": base, "differs": _differs(row)}
+            for row in rows
+            for section, key, run, base in [row]
         ]
         facts = {"objective": objective, "paper": cite, "preset": settings["preset"], "samples": len(source)}
         click.echo(json.dumps({**facts, "settings": listed}))
@@ -100,6 +101,12 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
+def _differs(row: tuple[str, str, Any, Any]) -> bool:
+    """Whether a row departs from the paper; what the recipe leaves open, as its epochs in steps, cannot differ."""
+    section, _, run, base = row
+    return bool(run != base) and (bool(section) or base is not None)
+
+
 def _print(settings: Settings, cite: str, notes: Any, rows: list[tuple[str, str, Any, Any]]) -> None:
     console = Console(highlight=False)
     console.print(
@@ -115,11 +122,11 @@ def _print(settings: Settings, cite: str, notes: Any, rows: list[tuple[str, str,
         if section != before:
             grid.add_row(Text(section, "underline"))
             before = section
-        differs = run != base
+        differs = _differs((section, key, run, base))
         mark = Text("≠" if differs else "", "yellow")
         grid.add_row(Text(f"  {key}"), Text(_shown(run), "yellow" if differs else ""), mark, Text(_shown(base), "dim"))
     console.print(grid)
-    count = sum(run != base for _, _, run, base in rows)
+    count = sum(_differs(row) for row in rows)
     console.print(f"{count} of {len(rows)} settings differ from the paper's" if count else "all as in the paper")
 
 

@@ -74,6 +74,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     debug = "--debug" in given
     try:
         code = ssl.main([a for a in given if a != "--debug"], prog_name="ssl", standalone_mode=False)
+        sys.stdout.flush()  # here, where a reader that has left is met
     except Exception as error:
         if debug:
             raise

@@ -8,6 +8,8 @@ from typing import Any
 import click
 from rich import box
 from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -96,8 +98,8 @@ def _print_facts(fact: dict[str, Any]) -> None:
     console.print(Text(f"{fact['kind']} {fact['name']}", "bold"), Text(fact["distribution"], "dim"))
     console.print(Text(fact["summary"]), *([Text(fact["paper"], "italic")] if "paper" in fact else []), sep="\n")
     for preset, settings in fact.get("presets", {}).items():
-        shown = ", ".join(f"{key} = {_short(value)}" for key, value in settings.items())
-        console.print(Text(f"\npreset {preset}", "bold"), Text(shown or "as the defaults"), sep="\n  ", soft_wrap=True)
+        shown = ", ".join(escape(f"{key} = {_short(value)}") for key, value in settings.items())
+        console.print(Text(f"\npreset {preset}", "bold"), Padding(shown or "as the defaults", (0, 0, 0, 2)), sep="\n")
     if "usage" in fact:
         console.print(fact["usage"])
     if fact.get("options"):

@@ -37,7 +37,7 @@ class Console:
         style: Annotated[Literal["auto", "bar", "lines", "off"], about("auto: a bar in a terminal")] = "auto",
     ) -> None:
         self.every, self.pause, self.style = every, pause, style
-        self.terminal = Terminal(highlight=False, soft_wrap=True)
+        self.terminal = Terminal(highlight=False)
         self.bar: Progress | None = None
         self.silent = style == "off"
 
@@ -85,7 +85,12 @@ class Console:
             self._line("skipped", f"{self.bad} samples in all, for reasons like those of the first {NAMED} above")
 
     def _start_bar(self, run: Run) -> None:
-        columns = (MofNCompleteColumn(), BarColumn(24), TimeRemainingColumn(), TextColumn("{task.fields[line]}"))
+        columns = (
+            MofNCompleteColumn(),
+            BarColumn(24),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[line]}", markup=False),
+        )
         self.bar = Progress(*columns, console=self.terminal, auto_refresh=False)
         self.task = self.bar.add_task("", total=run.total, completed=run.first, line="")
         self.bar.start()
@@ -101,11 +106,12 @@ class Console:
             return
         left = (now - self.began) / (done - run.first) * (run.total - done)
         facts = [f"step {done}/{run.total}", *facts, *rates, f"{clock(left)} left", memory(run.device)]
-        self.terminal.print(" · ".join(facts))
+        self.terminal.print(" · ".join(facts), markup=False, soft_wrap=True)
         self.terminal.file.flush()
 
     def _line(self, label: str, text: str) -> None:
-        self.terminal.print(Text(f"{label:<10}", "bold"), Text(text), sep="")
+        whole = not self.terminal.is_terminal  # a file gets whole lines, whatever their length
+        self.terminal.print(Text(f"{label:<10}", "bold"), Text(text), sep="", soft_wrap=whole)
 
     def _name_bad(self, run: Run, report: Report) -> None:
         for index, reason in report.bad.items():
@@ -120,7 +126,7 @@ def opening(run: Run) -> list[tuple[str, str]]:
     """What a run is made of: (label, text) lines."""
     config, options = run.config, run.config["train"]
     trained = sum(p.numel() for p in run.objective.parameters() if p.requires_grad)
-    parts = f"{config['modality']['name']}, {config['backbone']['name']}, {trained / 1e6:,.2f} M parameters"
+    parts = f"{config['modality']['name']}, {config['backbone']['name']}, {million(trained)} parameters"
     precision = options["precision"]
     if precision == "auto":
         precision = "bf16" if run.device.type == "cuda" else "fp32"
@@ -134,6 +140,11 @@ def opening(run: Run) -> list[tuple[str, str]]:
     lines += [("device", f"{run.device}{several}, {precision}")]
     lines += [("folder", str(run.folder))] if run.folder else []
     return lines + [("note", note) for note in run.notes]
+
+
+def million(count: int) -> str:
+    """95012345 -> "95.0 M"; small numbers stay as they are."""
+    return f"{count / 1e6:,.1f} M" if count >= 1e6 else f"{count:,}"
 
 
 def readings(report: Report) -> dict[str, float]:

@@ -28,7 +28,7 @@ def test_it_opens_with_the_data_and_the_recipe(fake_run, fake_report):
     run.plugins.manager.get_plugin = lambda name: type("O", (), {"describe": lambda self, batch: f"lr for {batch}"})()
     lines = show(run, fake_report).splitlines()
     assert lines == [
-        "hide      numbers, mixer, 0.00 M parameters, preset tiny",
+        "hide      numbers, mixer, 10 parameters, preset tiny",
         "data      20 numbers",
         "          1 was left out: it is empty",
         "train     20 steps of 2 samples, 2 epochs, seed 3",
@@ -78,7 +78,7 @@ def test_a_terminal_gets_a_bar(fake_run, fake_report):
 
 def test_bad_samples_are_named_then_counted(fake_run, fake_report):
     run = fake_run()
-    bad = {index: "no number" for index in range(8)}
+    bad = dict.fromkeys(range(8), "no number")
     text = show(run, lambda run, number, **metrics: fake_report(run, number, bad=bad, **metrics), [0])
     assert text.count(": no number") == 5
     assert "number-0.txt: no number" in text

@@ -102,7 +102,7 @@ def test_a_batch_that_cannot_be_kept_is_said_and_the_run_stops_all_the_same(fake
         raise DataError("the disk is gone")
 
     run.loader.read = unreadable
-    with pytest.raises(DivergedError, match="could not be written to .* the disk is gone"):
+    with pytest.raises(DivergedError, match=r"could not be written to .* the disk is gone"):
         watch(run).step_finished(run, fake_report(run, 0, loss=NAN))
     (run.folder / "bad2").write_text("")
     run.folder = run.folder / "bad2"  # a file where a folder should be

@@ -1,0 +1,83 @@
+"""The command, called here or in a process of its own, with throw-away distributions of plugins on its path."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from selfsup.cli.main import main
+
+TOYS = """
+[selfsup.objectives]
+guess = toy_plugins:Guess
+[selfsup.modalities]
+numbers = toy_plugins:Numbers
+[selfsup.backbones]
+mixer = toy_plugins:Mixer
+"""
+
+
+class Command:
+    """`ssl` in a folder of its own: `ssl("train", ...)` gives (stdout, stderr)."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder, self.path, self.capsys = folder / "work", folder / "plugins", capsys
+        self.folder.mkdir()
+        self.path.mkdir()
+
+    def distribution(self, name: str, entry_points: str, **modules: str) -> None:
+        """Install a distribution by writing its metadata and modules, given by their text."""
+        info = self.path / f"{name}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(entry_points)
+        for module, text in modules.items():
+            (self.path / f"{module}.py").write_text(text)
+
+    def __call__(self, *args: object, code: int = 0) -> tuple[str, str]:
+        """In this process; fails if the exit code is another one."""
+        self.capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([str(a) for a in args])
+        out, err = self.capsys.readouterr()
+        assert (ended.value.code or 0) == code, (out, err)
+        return out, err
+
+    def start(self, *args: object, **environment: str) -> subprocess.Popen[str]:
+        """In a process of its own."""
+        path = os.pathsep.join([str(self.path), os.environ.get("PYTHONPATH", "")])
+        return subprocess.Popen(
+            [sys.executable, "-m", "selfsup.cli", *map(str, args)],
+            cwd=self.folder,
+            env={**os.environ, "PYTHONPATH": path, **environment},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+
+@pytest.fixture
+def ssl(tmp_path, capsys, monkeypatch):
+    """The command without further plugins."""
+    command = Command(tmp_path, capsys)
+    monkeypatch.chdir(command.folder)
+    monkeypatch.syspath_prepend(command.path)
+    monkeypatch.setenv("COLUMNS", "140")
+    before = set(sys.modules)
+    yield command
+    for name in set(sys.modules) - before:
+        if str(command.path) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def toys(ssl):
+    """The command with the toys installed."""
+    shutil.copy(Path(__file__).with_name("toy_plugins.py"), ssl.path)
+    ssl.distribution("toys", TOYS)
+    return ssl

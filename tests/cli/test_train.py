@@ -1,0 +1,267 @@
+"""`ssl train`: what lands in the folder, how runs end and go on, and what each mistake is answered with."""
+
+import json
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from selfsup.kernel.config import read_toml
+
+TRAIN = ("train", "--plugin", "guess", "--set", "data.workers=0")
+
+
+def lines(folder):
+    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(folder):
+    (newest, *_) = sorted(Path(folder, "checkpoints").iterdir(), reverse=True)
+    return newest.name, (newest / "model.safetensors").read_bytes()
+
+
+def test_a_run_needs_a_name_only_and_says_where_it_is(toys):
+    out, _ = toys(*TRAIN)
+    folder = re.search(r"folder +(runs/guess-\d{8}-\d{6})", out)[1]
+    assert sorted(p.name for p in Path(folder).iterdir()) == [
+        "checkpoints",
+        "environment.json",
+        "metrics.jsonl",
+        "run.toml",
+    ]
+    assert f"checkpoints/step-{12:08d}" in out
+    assert f"ssl eval knn {folder}\n" in out
+
+
+def test_flags_become_settings(toys):
+    flags = ("--steps", 3, "--batch", 4, "--seed", 7, "--device", "cpu", "--preset", "base", "--backbone", "mixer")
+    toys(*TRAIN, *flags, "--modality", "numbers", "--set", "objective.share=0.2", "--out", "r")
+    run = read_toml(Path("r/run.toml"))
+    assert run["preset"] == "base"
+    assert run["objective"]["share"] == 0.2
+    assert run["backbone"] == {"name": "mixer", "width": 16}
+    wanted = {"steps": 3, "batch": 4, "seed": 7, "device": "cpu"}
+    assert {key: run["train"][key] for key in wanted} == wanted
+
+
+def test_epochs_win_over_the_steps_of_a_recipe(toys):
+    toys(*TRAIN, "--epochs", 0.5, "--out", "r")
+    assert len(lines("r")) == 7  # half of 100 samples in eights
+    assert read_toml(Path("r/run.toml"))["train"]["steps"] == 7
+
+
+def test_json_is_the_last_line(toys):
+    out, _ = toys(*TRAIN, "--out", "r", "--json")
+    report = json.loads(out.splitlines()[-1])
+    assert report["run"] == "r"
+    assert report["ended"] == "done"
+    assert report["steps"] == 12
+    assert report["loss"] == pytest.approx(lines("r")[-1]["loss"], rel=1e-3)
+    assert report["samples_per_second"] > 0
+
+
+def test_the_environment_is_kept(toys):
+    toys(*TRAIN, "--steps", 1, "--out", "r")
+    facts = json.loads(Path("r/environment.json").read_text())
+    assert facts["plugins"]["objective guess"] == "toys 1.0"
+    assert facts["plugins"]["service metrics"].startswith("selfsup ")
+    assert {"python", "torch", "selfsup", "platform", "device", "command", "commit"} <= set(facts)
+
+
+def test_a_run_file_is_a_run(toys):
+    toys(*TRAIN, "--steps", 2, "--set", "objective.share=0.3", "--out", "a")
+    toys("train", "a/run.toml", "--steps", 3, "--out", "b")
+    assert read_toml(Path("b/run.toml"))["objective"]["share"] == 0.3
+    assert len(lines("b")) == 3
+    assert lines("a")[0]["loss"] == lines("b")[0]["loss"]
+
+
+def test_a_folder_with_a_run_is_not_overwritten(toys):
+    toys(*TRAIN, "--steps", 1, "--out", "r")
+    _, err = toys(*TRAIN, "--out", "r", code=1)
+    assert "r already holds a run" in err
+    assert "--resume" in err
+    assert len(lines("r")) == 1
+
+
+def test_resume_of_nothing_begins_and_says_so(toys):
+    out, _ = toys(*TRAIN, "--steps", 2, "--resume", "--out", "new")
+    assert "starts from its beginning" in out
+    assert len(lines("new")) == 2
+
+
+def test_a_finished_run_can_go_on_for_more_steps(toys):
+    toys(*TRAIN, "--steps", 4, "--out", "r")
+    out, _ = toys("train", "--resume", "--out", "r")
+    assert "this run was done before: 4 of 4 steps" in out
+    out, _ = toys("train", "--resume", "--out", "r", "--steps", 6)
+    assert "resumed at step 4 of 6" in out
+    assert [line["step"] for line in lines("r")] == list(range(6))
+
+
+def test_a_changed_setting_is_refused_on_resume(toys):
+    toys(*TRAIN, "--steps", 2, "--out", "r")
+    _, err = toys("train", "--resume", "--out", "r", "--set", "objective.share=0.9", code=1)
+    assert "objective.share was 0.4 when this run began and is 0.9 now" in err
+
+
+def test_from_takes_the_weights_of_another_run(toys):
+    toys(*TRAIN, "--steps", 40, "--set", "optimizer.lr=0.05", "--out", "a")
+    toys(*TRAIN, "--steps", 1, "--from", "a", "--out", "b")
+    assert lines("b")[0]["loss"] < lines("a")[0]["loss"] / 2
+    assert "is not the folder of a run; did you mean 'a'?" in toys(*TRAIN, "--from", "aa", "--out", "c", code=1)[1]
+    assert not Path("c").exists()  # nothing was begun
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["train", "--plugin", "gues"], "there is no objective called 'gues'; did you mean 'guess'?"),
+        (["train", "--plugin", "guess", "--backbone", "mixr"], "did you mean 'mixer'?"),
+        (["train", "--plugin", "guess", "--preset", "tny"], "guess has no preset 'tny'; did you mean 'tiny'?"),
+        (["train", "--plugin", "guess", "--set", "objective.shar=1"], "did you mean 'share'?"),
+        (["train", "--plugin", "guess", "--set", "objektive.share=1"], "did you mean 'objective'?"),
+        (
+            ["train", "--plugin", "guess", "--set", "objective.share=2"],
+            "objective.share = 2: input should be less than 1",
+        ),
+        (["train", "--plugin", "guess", "--set", "share=2"], "--set takes section.option=value"),
+        (["train", "--plugin", "guess", "--device", "gpu"], "there is no device 'gpu'"),
+        (["train"], "name an objective with --plugin; known: guess"),
+        (["train", "guess"], "for the objective of that name: --plugin guess"),
+        (["train", "goodd.toml"], "there is no run file 'goodd.toml'; did you mean 'good.toml'?"),
+        (["train", "bad.toml"], "cannot be read as TOML"),
+        (["train", "photos"], "name data with --data photos"),
+        (["train", "old"], "ssl train --resume --out old"),
+        (["train", "--resume", "--out", "odl"], "there is no run in odl to go on with; did you mean 'old'?"),
+    ],
+)
+def test_mistakes_are_answered(toys, args, message):
+    Path("good.toml").write_text("[objective]\nname = 'guess'\n")
+    Path("bad.toml").write_text("[objective\n")
+    Path("photos").mkdir()
+    Path("old").mkdir()
+    Path("old/run.toml").touch()
+    _, err = toys(*args, code=1)
+    assert err.startswith("error: ")
+    assert message in err
+    assert "Traceback" not in err
+    assert not Path("runs").exists() or not list(Path("runs").iterdir())
+
+
+def test_data_that_is_not_there_gives_the_nearest_match(toys):
+    Path("numbers").mkdir()
+    _, err = toys(*TRAIN, "--data", "numbrs", code=1)
+    assert "numbrs" in err
+    assert "did you mean 'numbers'?" in err
+
+
+def test_corrupt_samples_are_named_skipped_and_limited(toys):
+    Path("d").mkdir()
+    for n in range(40):
+        Path(f"d/{n:02}.num").write_text("seven" if n == 7 else str(n))
+    few = ("--data", "d", "--batch", 8, "--steps", 10, "--preset", "tiny")
+    out, _ = toys(*TRAIN, *few, "--set", "data.max_bad=0.1", "--out", "r")
+    assert re.search(r"skipped +.*d/07\.num: .*'seven'", out)
+    assert "--data LABELLED" in out
+    for n in range(20):
+        Path(f"d/{n:02}.num").write_text("seven")
+    _, err = toys(*TRAIN, *few, "--out", "s", code=1)
+    assert "samples cannot be used" in err
+    assert re.search(r"d/\d\d\.num: .*'seven'", err)
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_any_work(toys):
+    Path("file").touch()
+    for out in ("file", "file/below", "/proc/nowhere"):
+        _, err = toys(*TRAIN, "--out", out, code=1)
+        assert f"the output folder {out} cannot be written" in err
+        assert "choose another with --out" in err
+
+
+def test_a_full_disk_is_said_and_leaves_the_last_checkpoint(toys, monkeypatch):
+    monkeypatch.setattr("selfsup.kernel.state.save_file", _only_twice())
+    _, err = toys(*TRAIN, "--set", "checkpoints.steps=5", "--out", "r", code=1)
+    assert "the checkpoint of step 10 could not be written" in err
+    assert weights("r")[0] == "step-00000005"
+
+
+def _only_twice():
+    """safetensors' save_file on a disk that holds one checkpoint."""
+    from safetensors.torch import save_file
+
+    calls = []
+
+    def save(tensors, path):
+        calls.append(path)
+        if len(calls) > 2:
+            raise OSError(28, "No space left on device")
+        save_file(tensors, path)
+
+    return save
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_or_is_skipped(toys):
+    _, err = toys(*TRAIN, "--set", "objective.poison=5", "--out", "r", code=1)
+    assert "step 5: the loss is nan" in err
+    assert "built-in number sample" in err
+    assert Path("r/bad/step-5/batch-0.safetensors").exists()
+    assert lines("r")[-1]["loss"] is None
+    assert not Path("r/checkpoints").exists()
+    _, err = toys(*TRAIN, "--set", "objective.poison=5", "--set", "watchdog.policy=skip", "--out", "s")
+    assert "warning: step 5: the loss is nan" in err
+    assert len(lines("s")) == 12
+
+
+def test_an_unforeseen_error_is_short_and_the_terminal_is_left_in_order(toys):
+    _, err = toys(*TRAIN, "--set", "objective.crash=3", "--set", "console.style=bar", "--out", "r", code=1)
+    assert "error: RuntimeError: a toy broke" in err
+    assert len(lines("r")) == 3
+
+
+def test_several_processes_need_a_name_for_the_folder(toys, monkeypatch):
+    from selfsup.cli.train import default_folder
+    from selfsup.kernel.errors import ConfigError
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="name it with --out"):
+        default_folder({"objective": {"name": "guess"}})
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(toys, number):
+    process = toys.start(*TRAIN, "--steps", 60, "--set", "objective.pause=0.03", "--out", "r")
+    _until(process, lambda: Path("r/metrics.jsonl").exists() and len(lines("r")) >= 3)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    done = len(lines("r"))
+    assert 3 <= done < 60
+    assert f"stopped by {number.name} after {done} of 60 steps; the state is saved" in out
+    assert "ssl train --resume --out r" in out
+    assert weights("r")[0] == f"step-{done:08d}"
+    toys("train", "--resume", "--out", "r")
+    toys(*TRAIN, "--steps", 60, "--out", "whole")
+    assert weights("r") == weights("whole")
+    assert [(row["step"], row["loss"]) for row in lines("r")] == [(row["step"], row["loss"]) for row in lines("whole")]
+
+
+def test_ctrl_c_outside_of_a_run_exits_with_130(toys):
+    slow = "'''Slow.'''\nimport time\nopen('here', 'w').close()\ntime.sleep(60)\n"
+    toys.distribution("slow", "[selfsup.objectives]\nslow = slow:Slow\n", slow=slow)
+    process = toys.start("train", "--plugin", "slow")
+    _until(process, Path("here").exists)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err.strip() == "interrupted"
+
+
+def _until(process, ready, seconds=60):
+    end = time.monotonic() + seconds
+    while not ready():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "the run did not get there"
+        time.sleep(0.05)
