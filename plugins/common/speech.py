@@ -109,7 +109,8 @@ def utterance(word: str, draw: Stream) -> NDArray[np.float32]:
     wave = overlapped(spoken)
     wave *= (0.2 + 0.6 * u[29]) / np.abs(wave).max()
     room = 10 ** (-3.5 + u[30])  # background noise, 70 to 50 dB below full scale
-    return (wave + room * noise[: len(wave)]).astype(np.float32)
+    out: NDArray[np.float32] = (wave + room * noise[: len(wave)]).astype(np.float32)
+    return out
 
 
 def smooth_track(text: str, tempo: float, stretch: Array) -> Array:
@@ -141,18 +142,20 @@ def melody(total: int, base: float, u: Array) -> Array:
     t = np.arange(0, total, HOP) / RATE
     slow = 0.10 * np.sin(2 * np.pi * ((0.6 + 0.8 * u[0]) * t + u[1]))
     fast = 0.01 * np.sin(2 * np.pi * ((4.5 + 2 * u[2]) * t + u[3]))
-    pitch = base * (1.08 - 0.17 * t / t[-1]) * (1 + slow + fast)
-    return np.interp(np.arange(total), t * RATE, pitch)
+    pitch: Array = base * (1.08 - 0.17 * t / t[-1]) * (1 + slow + fast)
+    pitch = np.interp(np.arange(total), t * RATE, pitch)
+    return pitch
 
 
 def resonances(formants: Array) -> NDArray[np.complex64]:
     """The mouth's response: [F, 3] formants in Hz -> [F, Q]. Two more, from 3.5 and 4.5 kHz on, are added."""
     fourth = np.maximum(3500, formants[:, 2:] + 600)
     centres = np.concatenate([formants, fourth, fourth + 1000], 1).astype(np.float32)
-    response = np.ones((len(formants), len(FREQUENCIES)), np.complex64)
+    response: NDArray[np.complex64] = np.ones((len(formants), len(FREQUENCIES)), np.complex64)
     for centre in centres.T[:, :, None]:  # [F, 1]
         response *= (1 - (FREQUENCIES / centre) ** 2) + 1j * (FREQUENCIES * (50 / centre + 0.04) / centre)
-    return 1 / response
+    inverse: NDArray[np.complex64] = 1 / response
+    return inverse
 
 
 def bands(centre: Array, band: Array) -> NDArray[np.complex64]:

@@ -107,7 +107,8 @@ class Audio(Modality):
         if not self.normalize:
             return wave
         mean, variance = wave.mean(dtype=np.float64), wave.var(dtype=np.float64)
-        return ((wave - mean) / np.sqrt(variance + FLOOR)).astype(np.float32)
+        scaled: Wave = ((wave - mean) / np.sqrt(variance + FLOOR)).astype(np.float32)
+        return scaled
 
     def collate(self, raws: Sequence[Tensor], draw: Draw | None = None) -> Signal:
         """Crop to `longest` (from the start without `draw`) and pad with zeros to the longest: x [B, N]."""
@@ -171,7 +172,7 @@ def decode(stored: Any, max_seconds: float) -> tuple[Wave, int]:
 def decode_whole(file: str | BinaryIO, max_seconds: float) -> tuple[Wave, int]:
     """Mono float32 [N] and its rate, of a file that `check_whole` has passed."""
     try:
-        import soundfile
+        import soundfile  # type: ignore[import-untyped]
     except (ImportError, OSError) as cause:
         raise DataError(f"reading sound files needs soundfile ({cause}): pip install 'selfsup[audio]'") from None
     try:

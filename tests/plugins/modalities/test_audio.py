@@ -136,6 +136,14 @@ def test_bad_samples_say_why(bad, reason):
         Audio(max_seconds=2.0).read(bad)
 
 
+def test_the_sound_is_found_behind_chunks_of_odd_length():
+    data = stored(tone())
+    tagged = data[:36] + b"note\x03\x00\x00\x00abc\x00" + data[36:]
+    assert len(Audio().read(tagged)) == 8000
+    with pytest.raises(BadSample, match="promises 10 bytes more"):
+        Audio().read(tagged[:-10])
+
+
 def test_headers_that_leave_the_length_open_are_read():
     data = bytearray(stored(tone()))
     data[40:44] = data[4:8] = b"\xff\xff\xff\xff"
@@ -174,6 +182,8 @@ def test_crops_are_random_only_with_a_stream_and_stay_inside():
     assert 10000 < starts.max() <= 12000
     alone = audio.collate([raw], lambda purpose: stream(0, purpose, ids[7:8])).x
     assert alone[0].equal(cropped[7])  # whatever the batch
+    tight = audio.collate([raw[:8001]] * 64, lambda purpose: stream(0, purpose, ids)).x[:, 0]
+    assert set(tight.tolist()) == {0.0, 1.0}  # the last place is as likely as the first
     short = audio.collate([raw[:4000]] * 64, lambda purpose: stream(0, purpose, ids)).x
     assert short.equal(raw[:4000].expand(64, -1))
 
