@@ -223,6 +223,8 @@ def test_dropouts_act_in_training_only(option: str) -> None:
     assert torch.equal(backbone(x).x, backbone(x).x)
     backbone.train()
     assert not torch.equal(backbone(x).x, backbone(x).x)
+    at_input = (backbone.embed(x).x == 0).float().mean()
+    assert at_input == 0 if option != "dropout" else abs(at_input - 0.5) < 0.15
 
 
 def test_first_values() -> None:
