@@ -37,9 +37,9 @@ def random_bits(ids: Tensor, count: int, key: tuple[int, int], start: int = 0) -
 
 def random_bits_reference(ids: Tensor, count: int, key: tuple[int, int], start: int = 0) -> Tensor:
     """What `random_bits` must equal, in torch's int64 arithmetic."""
-    groups = torch.arange(start, start + -(-count // 4), device=ids.device)  # [G]
-    counter = torch.broadcast_tensors(groups, (ids & WORD)[:, None], (ids >> 32)[:, None], torch.zeros_like(groups))
-    return torch.stack(philox(counter, key), -1).flatten(1)[:, :count].contiguous()  # [B, N]
+    groups = torch.arange(start, start + -(-count // 4), device=ids.device) + ids[:, None] * 0  # [B, G]
+    words = philox((groups, (ids & WORD)[:, None], (ids >> 32)[:, None], torch.zeros_like(groups)), key)
+    return torch.stack(words, -1).flatten(1)[:, :count].contiguous()  # [B, N]
 
 
 @torch.library.custom_op("selfsup::random_bits", mutates_args=())

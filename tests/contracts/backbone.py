@@ -140,5 +140,5 @@ class BackboneContract:
 
 
 def _row(signal: Signal, i: int) -> Signal:
-    parts = (signal.x, signal.segments, signal.positions)
-    return Signal(*(part if part is None else part[i : i + 1] for part in parts))
+    rest = (part if part is None else part[i : i + 1] for part in (signal.segments, signal.positions))
+    return Signal(signal.x[i : i + 1], *rest)

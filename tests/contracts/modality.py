@@ -158,8 +158,8 @@ def _draw(ids: Tensor) -> Any:
 def _rows(signal: Signal, order: list[int]) -> Signal:
     if signal.edges is not None:
         pytest.skip("a graph's samples cannot be picked by row")
-    parts = (signal.x, signal.segments, signal.positions)
-    return Signal(*(part if part is None else part[order] for part in parts))
+    rest = (part if part is None else part[order] for part in (signal.segments, signal.positions))
+    return Signal(signal.x[order], *rest)
 
 
 def _same(one: Any, other: Any, tolerance: float = 0.0) -> None:

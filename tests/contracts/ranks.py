@@ -64,6 +64,7 @@ def _serve(pipe: Connection, rank: int, port: int) -> None:
             function, args = pipe.recv()
         except EOFError:
             return
+        answer: tuple[Any, str | None]
         try:
             answer = function(*args), None
         except BaseException:
