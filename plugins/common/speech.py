@@ -161,7 +161,8 @@ def resonances(formants: Array) -> NDArray[np.complex64]:
 def bands(centre: Array, band: Array) -> NDArray[np.complex64]:
     """A bell over frequency around `centre` [F, 1], `band` [F, 1] wide, in Hz: [F, Q]; 2 ms late, to be causal."""
     bell = np.exp(-0.5 * ((FREQUENCIES - centre) / (0.5 * band)) ** 2)
-    return (bell * np.exp(-2j * np.pi * FREQUENCIES * 0.002)).astype(np.complex64)
+    late: NDArray[np.complex64] = (bell * np.exp(-2j * np.pi * FREQUENCIES * 0.002)).astype(np.complex64)
+    return late
 
 
 def spectra(source: Array, which: Any) -> NDArray[np.complexfloating[Any, Any]]:

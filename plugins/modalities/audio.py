@@ -32,6 +32,7 @@ from selfsup.plugins.common.speech import Speech
 Wave = NDArray[np.float32]
 FLOOR = 1e-7  # added to the variance, as transformers' feature extractor does: silence stays finite
 CROSSINGS, ROLLOFF = 16, 0.99  # of the resampling filter: zero crossings on each side, share of the band kept
+RATES = (100, 400_000)  # Hz; beyond lies damage, and a resampling filter that would fill the memory
 TINY = 128  # bytes; fewer hold no sound, and libsndfile, looking for tags, would seek to before the start
 ENDLESS = (0, 0x7FFFFFFF, 0xFFFFFFFF)  # data sizes that programs write which do not know the length yet
 
@@ -97,6 +98,8 @@ class Audio(Modality):
             raise BadSample("it holds no samples")
         if len(wave) > self.max_seconds * rate:
             raise BadSample(f"{len(wave) / rate:.0f} s is longer than max_seconds = {self.max_seconds:g}")
+        if not RATES[0] <= rate <= RATES[1]:
+            raise BadSample(f"its rate of {rate} Hz is outside {RATES[0]} to {RATES[1]} Hz")
         bad = len(wave) - int(np.isfinite(wave).sum())
         if bad:
             raise BadSample(f"{bad} of {len(wave)} samples are NaN or infinite")

@@ -123,6 +123,7 @@ def nan():
         (np.zeros(0), "it holds no samples"),
         (tone(seconds=0.05), "0.050 s is too short; the least is 0.1 s"),
         ({"array": tone(), "sampling_rate": None}, "needs its sampling_rate"),
+        (stored(tone(), rate=2**31 - 1), "rate of 2147483647 Hz is outside 100 to 400000 Hz"),
         (np.zeros((2, 3, 4)), r"float or int array \[N\]"),
         (np.array(["a"]), r"float or int array \[N\]"),
         ("nowhere.wav", "cannot be opened: No such file"),
