@@ -118,11 +118,12 @@ class Image(Modality):
         multiplies the colour jitter; at 0 grey, blur and solarisation are left out with it.
         """
         plan = self._plan(raw, extent, draw, strength)
-        parts = augment.chunks(raw.x, self.size**2)
+        views = torch.empty(*raw.x.shape[:2], self.size, self.size, device=raw.x.device)
         # Pixels keep float32 where the model around computes in bfloat16, which has fewer levels than a byte.
         with torch.autocast(raw.x.device.type, enabled=False):
-            views = [self._make(raw.x[part], _Plan(*(t[part] for t in plan)), strength) for part in parts]
-        return Signal(views[0] if len(views) == 1 else torch.cat(views))
+            for part in augment.chunks(raw.x, self.size**2):
+                views[part] = self._make(raw.x[part], _Plan(*(t[part] for t in plan)), strength)
+        return Signal(views)
 
     @torch.no_grad()
     def plain(self, raw: Signal) -> Signal:

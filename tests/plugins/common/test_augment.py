@@ -108,7 +108,7 @@ def test_resample_equals_pillow(out: int) -> None:
         top, left, h, w = box
         pillow = Image.fromarray(image.permute(1, 2, 0).numpy())
         theirs = pillow.resize(
-            (out, out), Image.Resampling.BILINEAR, box=(left, above, left + w, above + h), reducing_gap=None
+            (out, out), Image.Resampling.BILINEAR, box=(left, top, left + w, top + h), reducing_gap=None
         )
         difference = (y - torch.from_numpy(np.array(theirs)).permute(2, 0, 1)).abs()
         assert difference.max() <= 1.01  # Pillow rounds to whole levels twice
