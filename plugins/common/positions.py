@@ -9,7 +9,7 @@
 The first three add to the tokens once; `Rotary` and `Relative` act within attention. All but `Conv`
 read the positions that tokens carry, so they serve dropped (MAE) and packed tokens as they are.
 
-Shapes: B batch, T tokens, D width, A axes of a position, d width of a head, H heads. A leading
+Shapes: B batch, T tokens, D width, A axes of a position, d width of a head, H heads, G groups. A leading
 dimension of 1 stands for positions that all samples share.
 """
 
@@ -130,10 +130,33 @@ class Conv(nn.Module):
             )
         weight = self.weight_v * (self.weight_g / self.weight_v.norm(dim=(0, 1), keepdim=True))
         x = tokens.x.transpose(1, 2)  # [B, D, T]
-        x = F.conv1d(x, weight, self.bias, padding=self.kernel // 2, groups=self.groups)
-        if self.kernel % 2 == 0:
-            x = x[..., :-1]  # the even kernel makes one token too many
+        if fft_pays(x, self.kernel):
+            x = correlate(x, weight, self.groups) + self.bias[:, None]  # [B, D, T]
+        else:
+            x = F.conv1d(x, weight, self.bias, padding=self.kernel // 2, groups=self.groups)
+            x = x[..., : tokens.x.shape[1]]  # [B, D, T]: an even kernel makes one token too many
         return F.gelu(x).transpose(1, 2)  # [B, T, D]
+
+
+def fft_pays(x: Tensor, kernel: int) -> bool:
+    """Whether the Fourier transform beats the sum for x [B, D, T]: a long kernel, a large batch, a CPU, no bfloat16."""
+    if x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or x.dtype not in (torch.float32, torch.float64):
+        return False
+    return kernel >= 32 and x.shape[0] * x.shape[2] >= 2 * (x.shape[2] + kernel)
+
+
+def correlate(x: Tensor, weight: Tensor, groups: int) -> Tensor:
+    """What `conv1d` of x [B, D, T] with weight [D, D / groups, K] and padding K // 2 gives at the first T places.
+
+    By the convolution theorem: a sum over K taps becomes one product of channels for each frequency.
+    """
+    length, kernel = x.shape[-1], weight.shape[-1]
+    n = -(-(length + kernel - 1) // 16) * 16  # no wrapping around; sizes that transforms like
+    tokens = torch.fft.rfft(x, n).unflatten(1, (groups, -1)).permute(1, 3, 0, 2)  # [G, n / 2 + 1, B, D / G]
+    taps = torch.fft.rfft(weight.flip(-1), n).unflatten(0, (groups, -1)).permute(0, 3, 2, 1)  # [G, n / 2 + 1, in, out]
+    y: Tensor = torch.fft.irfft((tokens @ taps).permute(2, 0, 3, 1).flatten(1, 2), n)  # [B, D, n]
+    first = kernel - 1 - kernel // 2
+    return y[..., first : first + length]  # [B, D, T]
 
 
 class Rotary(nn.Module):

@@ -95,16 +95,16 @@ def same(ours: nn.Module, theirs: nn.Module) -> Check:
     return out
 
 
-def wav2vec2(norm_first: bool) -> tuple[Transformer, nn.Module, Check]:
+def wav2vec2(norm_first: bool, kernel: int) -> tuple[Transformer, nn.Module, Check]:
     config = transformers.Wav2Vec2Config(
         hidden_size=D, num_hidden_layers=DEPTH, num_attention_heads=HEADS, intermediate_size=HIDDEN,
-        num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=4, attn_implementation="sdpa",
+        num_conv_pos_embeddings=kernel, num_conv_pos_embedding_groups=4, attn_implementation="sdpa",
     )  # fmt: skip
     theirs = (Wav2Vec2EncoderStableLayerNorm if norm_first else Wav2Vec2Encoder)(config).eval()
     randomise(theirs)
     ours = Transformer(
         width=D, depth=DEPTH, heads=HEADS, hidden=HIDDEN, norm_first=norm_first, input_norm=not norm_first,
-        positions="conv", conv_kernel=8, conv_groups=4, dropout=0.1, layer_drop=0.05,
+        positions="conv", conv_kernel=kernel, conv_groups=4, dropout=0.1, layer_drop=0.05,
     ).eval()  # fmt: skip
     check = []
     conv = theirs.pos_conv_embed.conv
@@ -125,11 +125,12 @@ def wav2vec2(norm_first: bool) -> tuple[Transformer, nn.Module, Check]:
     return ours, theirs, check
 
 
+@pytest.mark.parametrize(("kernel", "samples"), [(8, 2), (9, 2), (128, 2), (128, 16)])  # the last by Fourier transform
 @pytest.mark.parametrize("norm_first", [False, True])
-def test_wav2vec2_with_padding(norm_first: bool) -> None:
-    ours, theirs, check = wav2vec2(norm_first)
-    mask = torch.arange(T) < LENGTHS[:, None]
-    x = torch.randn(B, T, D)
+def test_wav2vec2_with_padding(norm_first: bool, kernel: int, samples: int) -> None:
+    ours, theirs, check = wav2vec2(norm_first, kernel)
+    mask = torch.arange(T) < LENGTHS.repeat(samples // 2)[:, None]
+    x = torch.randn(samples, T, D)
 
     def encode(x: Tensor) -> Tensor:  # their encoder writes zeros into its input
         return theirs(x.clone(), attention_mask=mask).last_hidden_state

@@ -7,7 +7,7 @@ import torch
 
 from selfsup.kernel.contracts import Signal
 from selfsup.kernel.errors import ContractError
-from selfsup.plugins.common.positions import Conv, Relative, Rotary, SinCos, rotate
+from selfsup.plugins.common.positions import Conv, Relative, Rotary, SinCos, correlate, fft_pays, rotate
 
 
 def test_sincos_of_one_axis() -> None:
@@ -79,3 +79,33 @@ def test_conv_keeps_the_length_and_its_norm(kernel: int) -> None:
     behind = kernel // 2
     for t in range(9):
         assert (seen[t] > 0).tolist() == [-behind <= s - t < kernel - behind for s in range(9)]
+
+
+@pytest.mark.parametrize("kernel", [32, 33])
+def test_the_fast_convolution_is_the_convolution(kernel: int) -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(3, 12, 40).double(), torch.randn(12, 3, kernel).double()
+    x.requires_grad_()
+    weight.requires_grad_()
+    fast = correlate(x, weight, 4)
+    direct = torch.nn.functional.conv1d(x, weight, padding=kernel // 2, groups=4)[..., :40]
+    torch.testing.assert_close(fast, direct)
+    probe = torch.randn_like(fast)
+    for got, want in zip(
+        torch.autograd.grad(fast, (x, weight), probe), torch.autograd.grad(direct, (x, weight), probe), strict=True
+    ):
+        torch.testing.assert_close(got, want)
+
+
+def test_the_fast_convolution_serves_large_batches_in_full_precision() -> None:
+    x = torch.zeros(8, 4, 100)
+    assert fft_pays(x, 128)
+    assert not fft_pays(x, 5)
+    assert not fft_pays(x[:1], 128)
+    assert not fft_pays(x.bfloat16(), 128)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not fft_pays(x, 128)
+    conv = Conv(4, 128, 2)
+    signal = Signal(torch.randn(8, 100, 4))
+    alone = torch.cat([conv(Signal(row[None])) for row in signal.x])
+    torch.testing.assert_close(conv(signal), alone, rtol=1e-5, atol=1e-6)
