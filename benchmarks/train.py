@@ -6,11 +6,14 @@ Both sides have the same weights, batch, threads and optimizer, in fp32 on the C
 is all that training needs on a batch that is loaded: masks, negatives and noise, forward, backward and
 AdamW. Steps of both sides alternate in one process; medians are reported, and the peak memory of each
 side in a process of its own. Nothing is timed unless both sides give the same loss for the same choices.
+
+What is compared is in the file `train_NAME.py` beside this one: its `SIZES` are makers of a `Contest`.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import platform
@@ -19,244 +22,34 @@ import statistics
 import subprocess
 import sys
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
-from unittest import mock
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
 
-import numpy as np
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers.models.wav2vec2 import modeling_wav2vec2 as peer
-
-from selfsup.kernel import Signal, Step, Tower
-from selfsup.plugins.backbones.transformer import Transformer
-from selfsup.plugins.common.masking import capacity, pack, pick
-from selfsup.plugins.modalities.audio import Audio
-from selfsup.plugins.objectives.wav2vec2 import Wav2Vec2
 
 TOLERANCE = 1e-4  # of the loss, relative
+SIDES = ("ours", "theirs")
 
 
-class Contest(ABC):
-    """One objective at one size: our model and theirs, on the same weights and batch."""
+class Contest(Protocol):
+    """One objective at one size: our model and theirs, with the same weights and batch."""
 
-    peer: str
+    peer: str  # what theirs is
     samples: int  # in a batch
     ours: nn.Module
     theirs: nn.Module
 
-    @abstractmethod
-    def losses(self) -> tuple[float, float]:
+    def losses(self) -> tuple[Tensor, Tensor]:
         """Our loss and theirs, for the same random choices."""
 
-    @abstractmethod
     def loss_of_ours(self, number: int) -> Tensor:
         """A step's loss, with the choices drawn as in training."""
 
-    @abstractmethod
     def loss_of_theirs(self, number: int) -> Tensor:
         """The same of the other side."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What a wav2vec 2.0 model and its batch measure."""
-
-    batch: int
-    seconds: float
-    channels: int
-    width: int
-    depth: int
-    heads: int
-    codes: int  # width of the quantised latents
-    entries: int
-    negatives: int
-    norm_first: bool = False
-    kernel: int = 128  # of the convolutional positions
-
-
-WAV2VEC2 = {
-    "tiny": Shape(16, 2.0, 128, 128, 3, 4, 64, 64, 50, kernel=32),
-    "base": Shape(2, 10.0, 512, 768, 12, 12, 256, 320, 100),
-}
-
-
-class Wav2Vec2Contest(Contest):
-    """Against `transformers.Wav2Vec2ForPreTraining`, whose masks and negatives are drawn by its NumPy functions."""
-
-    peer = "transformers.Wav2Vec2ForPreTraining"
-
-    def __init__(self, shape: Shape) -> None:
-        torch.manual_seed(0)
-        self.shape, self.samples = shape, shape.batch
-        self.theirs = peer.Wav2Vec2ForPreTraining(config_of(shape)).train()
-        self.ours = ours_of(shape).train()
-        copy_weights(self.theirs, self.ours)
-        self.x = torch.randn(shape.batch, int(16000 * shape.seconds))
-        self.frames = int(self.theirs._get_feat_extract_output_lengths(self.x.shape[1]))
-
-    def losses(self) -> tuple[float, float]:
-        return tuple(loss.item() for loss in self.shared(0))  # type: ignore[return-value]
-
-    def shared(self, seed: int) -> tuple[Tensor, Tensor]:
-        """Both losses, summed over hidden frames, for the same masks, negatives and noise."""
-        np.random.seed(seed)
-        hidden, sampled = self.peer_choices()
-        noise = Step(0, 1, seed).draw("gumbel", torch.arange(self.samples))
-        noise_all = noise.gumbel(self.frames, *self.ours.quantize.codebook.shape[:2])  # [B, T, G, V]
-        index, _ = pack(hidden, capacity(self.frames, **self.ours.spans))  # [B, M]
-        within = sampled - torch.arange(self.samples)[:, None, None] * self.frames  # [B, T, K], a place in its row
-        place = (
-            (hidden.cumsum(1) - 1).clamp(min=0)[:, :, None].expand_as(within).gather(1, within)
-        )  # [B, T, K], among the hidden
-        local = self.ours.latents(Signal(self.x))
-        mine = self.ours.score(local, hidden, pick(place, index), pick_noise(noise_all, index), 2.0)
-        with same_noise(noise_all.flatten(0, 2)):
-            his = self.theirs(self.x, mask_time_indices=hidden, sampled_negative_indices=sampled)
-        return mine.total * mine.weight, his.loss
-
-    def peer_choices(self) -> tuple[Tensor, Tensor]:
-        """Masks [B, T] and negatives [B, T, K], as transformers' pretraining example draws them for every batch."""
-        config, size = self.theirs.config, (self.samples, self.frames)
-        hidden = peer._compute_mask_indices(size, config.mask_time_prob, config.mask_time_length, min_masks=2)
-        negatives = peer._sample_negative_indices(size, config.num_negatives, hidden)
-        return torch.from_numpy(hidden), torch.from_numpy(negatives).long()
-
-    def loss_of_ours(self, number: int) -> Tensor:
-        ids = torch.arange(self.samples) + number * self.samples
-        return self.ours({"encoder": Signal(self.x), "ids": ids}, Step(number, 1000)).total
-
-    def loss_of_theirs(self, number: int) -> Tensor:
-        hidden, sampled = self.peer_choices()
-        return self.theirs(self.x, mask_time_indices=hidden, sampled_negative_indices=sampled).loss / hidden.sum()
-
-
-def layers_of(shape: Shape) -> tuple[tuple[int, int, int], ...]:
-    c = shape.channels
-    return ((c, 10, 5), *[(c, 3, 2)] * 4, *[(c, 2, 2)] * 2)
-
-
-def ours_of(shape: Shape) -> Wav2Vec2:
-    audio = Audio(
-        layers=layers_of(shape), conv_norm="layer" if shape.norm_first else "group", conv_bias=shape.norm_first
-    )
-    backbone = Transformer(
-        width=shape.width,
-        depth=shape.depth,
-        heads=shape.heads,
-        norm_first=shape.norm_first,
-        input_norm=not shape.norm_first,
-        positions="conv",
-        conv_kernel=shape.kernel,
-    )
-    return Wav2Vec2(
-        Tower(audio.stem(shape.width), backbone, audio),
-        width=shape.codes,
-        entries=shape.entries,
-        negatives=shape.negatives,
-        penalty=0.0,  # which transformers does not have; nor does it scale the gradient of the convolutions
-        feature_scale=1.0,
-        dropout_input=0.0,
-        dropout_features=0.0,
-    )
-
-
-def config_of(shape: Shape) -> transformers.Wav2Vec2Config:
-    channels, kernels, strides = zip(*layers_of(shape), strict=True)
-    return transformers.Wav2Vec2Config(
-        conv_dim=channels,
-        conv_kernel=kernels,
-        conv_stride=strides,
-        conv_bias=shape.norm_first,
-        feat_extract_norm="layer" if shape.norm_first else "group",
-        do_stable_layer_norm=shape.norm_first,
-        hidden_size=shape.width,
-        num_hidden_layers=shape.depth,
-        num_attention_heads=shape.heads,
-        intermediate_size=4 * shape.width,
-        num_conv_pos_embeddings=shape.kernel,
-        num_codevectors_per_group=shape.entries,
-        codevector_dim=shape.codes,
-        proj_codevector_dim=shape.codes,
-        num_negatives=shape.negatives,
-        mask_time_prob=0.65,
-        hidden_dropout=0.0,
-        activation_dropout=0.0,
-        attention_dropout=0.0,
-        layerdrop=0.0,
-    )
-
-
-RENAMED = {  # ours -> theirs; {} is the number of a layer
-    "hidden": "wav2vec2.masked_spec_embed",
-    "quantize.logits": "quantizer.weight_proj",
-    "quantize.codebook": "quantizer.codevectors",
-    "project_target": "project_q",
-    "project_context": "project_hid",
-    "encoder.stem.convs.{}.weight": "wav2vec2.feature_extractor.conv_layers.{}.conv.weight",
-    "encoder.stem.convs.{}.conv": "wav2vec2.feature_extractor.conv_layers.{}.conv",
-    "encoder.stem.convs.{}.norm": "wav2vec2.feature_extractor.conv_layers.{}.layer_norm",
-    "encoder.stem.convs.{}.scale": "wav2vec2.feature_extractor.conv_layers.{}.layer_norm.weight",
-    "encoder.stem.convs.{}.shift": "wav2vec2.feature_extractor.conv_layers.{}.layer_norm.bias",
-    "encoder.stem.norm": "wav2vec2.feature_projection.layer_norm",
-    "encoder.stem.project": "wav2vec2.feature_projection.projection",
-    "encoder.backbone.positions.weight_g": "wav2vec2.encoder.pos_conv_embed.conv.parametrizations.weight.original0",
-    "encoder.backbone.positions.weight_v": "wav2vec2.encoder.pos_conv_embed.conv.parametrizations.weight.original1",
-    "encoder.backbone.positions.bias": "wav2vec2.encoder.pos_conv_embed.conv.bias",
-    "encoder.backbone.input_norm": "wav2vec2.encoder.layer_norm",
-    "encoder.backbone.norm": "wav2vec2.encoder.layer_norm",
-    "encoder.backbone.layers.{}.norm1": "wav2vec2.encoder.layers.{}.layer_norm",
-    "encoder.backbone.layers.{}.norm2": "wav2vec2.encoder.layers.{}.final_layer_norm",
-    "encoder.backbone.layers.{}.mlp.up": "wav2vec2.encoder.layers.{}.feed_forward.intermediate_dense",
-    "encoder.backbone.layers.{}.mlp.down": "wav2vec2.encoder.layers.{}.feed_forward.output_dense",
-    "encoder.backbone.layers.{}.attention.out": "wav2vec2.encoder.layers.{}.attention.out_proj",
-    "encoder.backbone.layers.{}.attention.qkv": "wav2vec2.encoder.layers.{}.attention.{q,k,v}_proj",
-}
-
-
-def their_names(ours: str) -> list[str]:
-    """The names in transformers of one of our parameters: one, or three where we hold one matrix."""
-    number = next((part for part in ours.split(".") if part.isdigit()), "")
-    general = ours.replace(f".{number}.", ".{}.") if number else ours
-    end = "" if general in RENAMED else "." + general.rpartition(".")[2]
-    name = RENAMED[general.removesuffix(end)] + end
-    name = name.replace("{}", number)
-    return [name.replace("{q,k,v}", part) for part in "qkv"] if "{q,k,v}" in name else [name]
-
-
-@torch.no_grad()
-def copy_weights(theirs: nn.Module, ours: nn.Module) -> None:
-    """Give ours the weights of theirs; every parameter of both has its partner."""
-    values = dict(theirs.named_parameters())
-    for name, parameter in ours.named_parameters():
-        parameter.copy_(torch.cat([values.pop(n) for n in their_names(name)]).view_as(parameter))
-    assert not values, f"no partner for {sorted(values)}"
-
-
-def pick_noise(noise: Tensor, index: Tensor) -> Tensor:
-    """Of noise for all frames [B, T, G, V], that of the frames in index [B, M]: [B, M, G, V]."""
-    return pick(noise.flatten(2), index).unflatten(-1, noise.shape[2:])
-
-
-@contextmanager
-def same_noise(noise: Tensor) -> Iterator[None]:
-    """torch's gumbel_softmax, with this noise in place of its own."""
-
-    def gumbel_softmax(logits: Tensor, tau: float, hard: bool) -> Tensor:
-        soft = ((logits + noise) / tau).softmax(-1)
-        return torch.zeros_like(soft).scatter_(-1, soft.argmax(-1, keepdim=True), 1.0) - soft.detach() + soft
-
-    with mock.patch.object(nn.functional, "gumbel_softmax", gumbel_softmax):
-        yield
-
-
-CONTESTS: dict[str, dict[str, Callable[[], Contest]]] = {
-    "wav2vec2": {size: lambda shape=shape: Wav2Vec2Contest(shape) for size, shape in WAV2VEC2.items()},
-}
 
 
 def stepper(model: nn.Module, loss_of: Callable[[int], Tensor]) -> Callable[[int], None]:
@@ -271,11 +64,8 @@ def stepper(model: nn.Module, loss_of: Callable[[int], Tensor]) -> Callable[[int
     return step
 
 
-def sides(contest: Contest) -> dict[str, Callable[[int], None]]:
-    return {
-        "ours": stepper(contest.ours, contest.loss_of_ours),
-        "theirs": stepper(contest.theirs, contest.loss_of_theirs),
-    }
+def steppers(contest: Contest) -> dict[str, Callable[[int], None]]:
+    return {side: stepper(getattr(contest, side), getattr(contest, f"loss_of_{side}")) for side in SIDES}
 
 
 def timed(steps: dict[str, Callable[[int], None]], count: int) -> dict[str, list[float]]:
@@ -296,11 +86,22 @@ def peak_memory(args: argparse.Namespace, side: str) -> float:
     return float(out)
 
 
+def print_memory(contest: Contest, side: str) -> None:
+    """What `peak_memory` reads."""
+    for other in SIDES:
+        if other != side:
+            delattr(contest, other)
+    step = stepper(getattr(contest, side), getattr(contest, f"loss_of_{side}"))
+    for number in range(3):
+        step(number)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+
+
 def compare(args: argparse.Namespace, contest: Contest) -> dict[str, Any]:
-    ours, theirs = contest.losses()
+    ours, theirs = (loss.item() for loss in contest.losses())
     if abs(ours - theirs) > TOLERANCE * abs(theirs):
         sys.exit(f"the losses differ: {ours} here, {theirs} in {contest.peer}; nothing was timed")
-    seconds = timed(sides(contest), args.steps)
+    seconds = timed(steppers(contest), args.steps)
     medians = {side: statistics.median(taken) for side, taken in seconds.items()}
     return {
         "objective": args.objective,
@@ -323,32 +124,32 @@ def compare(args: argparse.Namespace, contest: Contest) -> dict[str, Any]:
 
 def profile(contest: Contest) -> None:
     """Where the time of one step goes, by operator."""
-    for side, step in sides(contest).items():
+    for side, step in steppers(contest).items():
         step(0)
         with torch.profiler.profile() as found:
             step(1)
-        print(
-            f"{side}\n{found.key_averages().table(sort_by='self_cpu_time_total', row_limit=15, max_name_column_width=40)}"
-        )
+        table = found.key_averages().table(sort_by="self_cpu_time_total", row_limit=15, max_name_column_width=40)
+        print(f"{side}\n{table}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("objective", choices=CONTESTS)
-    parser.add_argument("--size", choices=("tiny", "base"), default="base")
+    names = sorted(path.stem.removeprefix("train_") for path in Path(__file__).parent.glob("train_*.py"))
+    parser.add_argument("objective", choices=names)
+    parser.add_argument("--size", default="base")
     parser.add_argument("--steps", type=int, default=5, help="of each side, after one to warm up")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", action="store_true", help="print all figures as JSON")
     parser.add_argument("--profile", action="store_true", help="print where a step's time goes, and time nothing")
-    parser.add_argument("--memory-of", choices=("ours", "theirs"), help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    contest = CONTESTS[args.objective][args.size]()
+    sizes = importlib.import_module(f"train_{args.objective}").SIZES
+    if args.size not in sizes:
+        parser.error(f"{args.objective} has no size {args.size!r}; known: {', '.join(sizes)}")
+    contest = sizes[args.size]()
     if args.memory_of:
-        step = sides(contest)[args.memory_of]
-        for number in range(3):
-            step(number)
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+        print_memory(contest, args.memory_of)
     elif args.profile:
         profile(contest)
     else:
@@ -362,14 +163,11 @@ def table(found: dict[str, Any]) -> str:
         f"{found['batch']}, {found['threads']} threads, {found['cpu']}, torch {found['torch']}",
         f"{'':8}{'s a step':>12}{'samples/s':>12}{'peak GB':>10}{'loss':>14}",
     ]
-    for side in ("ours", "theirs"):
-        rate = found["samples_per_second"][side]
-        lines.append(
-            f"{side:8}{found['batch'] / rate:12.3f}{rate:12.3f}{found['peak_gb'][side]:10.2f}{found['loss'][side]:14.4f}"
-        )
-    return "\n".join(
-        [*lines, f"ratio {found['ratio']:.2f} against {found['peer']} (transformers {found['transformers']})"]
-    )
+    for side in SIDES:
+        rate, memory, loss = (found[key][side] for key in ("samples_per_second", "peak_gb", "loss"))
+        lines.append(f"{side:8}{found['batch'] / rate:12.3f}{rate:12.3f}{memory:10.2f}{loss:14.4f}")
+    lines.append(f"ratio {found['ratio']:.2f} against {found['peer']} (transformers {found['transformers']})")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
