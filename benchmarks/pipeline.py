@@ -210,6 +210,16 @@ def measure(files: Sequence[bytes], size: int, options: Any) -> dict[str, Any]:
     return row
 
 
+def line(row: dict[str, Any]) -> str:
+    """A row of the table."""
+    low, high = row["speedup_range"]
+    return (
+        f"{row['size']:5} {row['pillow_images_per_s']:10.0f} {row['selfsup_images_per_s']:10.0f} {row['speedup']:7.2f}x "
+        f"({low:4.2f}-{high:5.2f}) {row['pillow_cpu_ms_per_image']:8.2f} {row['selfsup_cpu_ms_per_image']:8.2f} "
+        f"{row['cpu_ratio']:18.2f}x"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[32, 96, 224], help="sides of the views in pixels")
@@ -224,9 +234,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rows = []
-    print(
-        f"{'size':>5} {'pillow/s':>9} {'selfsup/s':>9} {'speedup':>8} {'(range)':>13} {'cpu ms/image':>14} {'ratio':>6}"
-    )
+    print(" size   pillow/s  selfsup/s  speedup      (range)   pillow  selfsup cpu-ms/image  ratio")
     for size in options.sizes:
         count = options.images or max(256, 2**17 // size // 2)
         if options.data:
@@ -236,13 +244,7 @@ def main() -> None:
             files = generate(count, PHOTOS.get(size, (size * 5 // 3, size * 9 // 4)))
         row = measure(files, size, options)
         rows.append(row)
-        low, high = row["speedup_range"]
-        print(
-            f"{size:5} {row['pillow_images_per_s']:9.0f} {row['selfsup_images_per_s']:9.0f} {row['speedup']:7.2f}x "
-            f"{f'({low:.2f}-{high:.2f})':>13} {row['pillow_cpu_ms_per_image']:6.2f} {row['selfsup_cpu_ms_per_image']:7.2f} "
-            f"{row['cpu_ratio']:5.2f}x",
-            flush=True,
-        )
+        print(line(row), flush=True)
     if options.json:
         machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
         software = {"python": platform.python_version(), "torch": torch.__version__, "pillow": pillow.__version__}

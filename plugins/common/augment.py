@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK = 16  # pixels that one product of the blur makes: larger multiplies more zeros, smaller copies more
-CHUNK = 2**15  # pixels that one pass over the samples holds on a CPU, so that they stay in its cache
+CHUNK = 2**16  # pixels that one pass over the samples holds on a CPU, so that they stay in its cache
 ASPECTS = (3 / 4, 4 / 3)
 
 Taps = tuple[Tensor, Tensor]
@@ -117,31 +117,25 @@ def gaussian(sigma: Tensor, size: int) -> Tensor:
     return weight / weight.sum(1, keepdim=True)
 
 
-def blur(x: Tensor, kernel: Tensor) -> Tensor:
-    """Convolve rows and columns of x [B, C, H, W] with each sample's symmetric kernel [B, K]; borders mirror."""
-    b, c, h, w = x.shape
-    radius = kernel.shape[1] // 2
-    x = F.pad(x, (radius, radius, radius, radius), mode="reflect")
-    tall, wide = _block(h), _block(w)
-    band = _band(kernel, wide)[:, None]  # [B, 1, wide + 2r, wide]
-    x = x.unfold(3, wide + 2 * radius, wide).reshape(b, -1, wide + 2 * radius)  # [B, C * (H + 2r) * blocks, .]
-    x = torch.bmm(x, band[:, 0]).reshape(b, c, h + 2 * radius, w)
-    x = x.unfold(2, tall + 2 * radius, tall).transpose(3, 4).reshape(-1, tall + 2 * radius, w)  # [B * C * blocks, .]
-    band = _band(kernel, tall).transpose(1, 2)[:, None].expand(-1, c * (h // tall), -1, -1)
-    return torch.bmm(band.reshape(len(x), tall, -1), x).reshape(b, c, h, w)
-
-
-def _block(size: int) -> int:
-    """The largest divisor of a length that is no more than BLOCK."""
-    return max(n for n in range(1, BLOCK + 1) if size % n == 0)
-
-
-def _band(kernel: Tensor, block: int) -> Tensor:
-    """The matrix that convolves `block` pixels from their neighbourhood: [B, K] -> [B, block + K - 1, block]."""
-    size = kernel.shape[1]
+def bands(kernel: Tensor, side: int) -> Tensor:
+    """The matrix that convolves N neighbouring pixels at once: [B, K] -> [B, N + K - 1, N], N a divisor of `side`."""
+    size, block = kernel.shape[1], max(n for n in range(1, BLOCK + 1) if side % n == 0)
     lag = torch.arange(block + size - 1, device=kernel.device)[:, None] - torch.arange(block, device=kernel.device)
     inside = (lag >= 0) & (lag < size)
     return kernel[:, lag.clamp(0, size - 1)] * inside
+
+
+def blur(x: Tensor, band: Tensor) -> Tensor:
+    """Convolve rows and columns of x [B, C, S, S] with the kernels behind `bands`; borders mirror."""
+    b, c, side, _ = x.shape
+    near, block = band.shape[1:]
+    radius = (near - block) // 2
+    x = F.pad(x, (radius, radius, radius, radius), mode="reflect")  # [B, C, S + 2r, S + 2r]
+    x = torch.bmm(x.unfold(3, near, block).reshape(b, -1, near), band)  # [B, C * (S + 2r) * S / N, N]
+    x = x.reshape(b, c, side + 2 * radius, side)
+    x = x.unfold(2, near, block).transpose(3, 4).reshape(-1, near, side)  # [B * C * S / N, N + 2r, S]
+    each = band.transpose(1, 2)[:, None].expand(-1, len(x) // b, -1, -1).reshape(len(x), block, near)
+    return torch.bmm(each, x).reshape(b, c, side, side)
 
 
 def hosted(x: Tensor) -> bool:
@@ -150,23 +144,28 @@ def hosted(x: Tensor) -> bool:
 
 
 def only(chosen: Tensor, change: Callable[..., Tensor], x: Tensor, *parameters: Tensor) -> Tensor:
-    """Apply change(x, *parameters) to the samples `chosen` [B] bool; the others keep their values exactly.
+    """Apply change(x, *parameters), which may work in place, to the samples `chosen` [B] bool.
 
+    The others keep their values exactly; x is not to be used afterwards.
     On an accelerator all samples are changed and the result is selected, because asking which are
     chosen would make the host wait. In host memory nobody waits, and only the chosen ones are computed.
     """
     if not hosted(x):
-        return torch.where(chosen[:, None, None, None], change(x, *parameters), x)
+        return torch.where(chosen[:, None, None, None], change(x.clone(), *parameters), x)
     index = chosen.nonzero()[:, 0]
     if len(index) in (0, len(x)):
         return change(x, *parameters) if len(index) else x
-    return x.index_copy(0, index, change(x[index], *(p[index] for p in parameters)).contiguous())
+    return x.index_copy_(0, index, change(x[index], *(p[index] for p in parameters)).contiguous())
 
 
-def chunks(x: Tensor, pixels: int) -> list[slice]:
-    """Cut the samples x [B, ...], to become images of so many pixels, into parts that fit a CPU's cache.
+def chunks(kind: Tensor, pixels: int) -> tuple[Tensor, list[slice]]:
+    """Cut a batch into parts that fit a CPU's cache, as an order of its samples [B] and slices of that order.
 
-    An accelerator takes the batch whole.
+    `kind` [B] int64 is alike for samples that need the same work, which come together, so that `only` can
+    leave out more; `pixels` is what a view has. An accelerator takes the batch as it is, and whole.
     """
-    step = max(1, CHUNK // pixels if hosted(x) else len(x))
-    return [slice(first, first + step) for first in range(0, len(x), step)]
+    count = len(kind)
+    if not hosted(kind):
+        return torch.arange(count, device=kind.device), [slice(0, count)]
+    step = max(1, CHUNK // pixels)
+    return kind.argsort(stable=True), [slice(first, first + step) for first in range(0, count, step)]

@@ -70,7 +70,7 @@ def plan_jitter(factors: Tensor, order: Tensor) -> Jitter:
 
 
 def jitter(x: Tensor, active: Tensor, blend: Tensor, turn: Tensor) -> Tensor:
-    """Distort x [B, C, H, W] as planned; the other arguments are the parts of a `Jitter`."""
+    """Distort x [B, C, H, W] in place as planned; the other arguments are the parts of a `Jitter`."""
     for slot in range(6):
         if slot == 3 and x.shape[1] == 3:
             x = turn_hue(x, turn)
@@ -81,14 +81,16 @@ def jitter(x: Tensor, active: Tensor, blend: Tensor, turn: Tensor) -> Tensor:
 
 
 def _blend(x: Tensor, gain: Tensor, shade: Tensor, level: Tensor) -> Tensor:
-    """gain x + shade grey(x) + level mean grey(x), cut to [0, 1]."""
+    """gain x + shade grey(x) + level mean grey(x), cut to [0, 1], in place."""
     luma = grey(x)
-    other = luma * shade + luma.mean((1, 2, 3), keepdim=True) * level  # [B, 1, H, W]
-    return torch.addcmul(other, x, gain).clamp_(0, 1)
+    mean = luma.mean((1, 2, 3), keepdim=True)  # [B, 1, 1, 1]
+    # Not luma.mul_: the luma of a single channel is the image itself.
+    other = (luma * shade).add_(mean * level)
+    return x.mul_(gain).add_(other).clamp_(0, 1)
 
 
 def turn_hue(x: Tensor, turn: Tensor) -> Tensor:
-    """Turn the hue of x [B, 3, H, W] by `turn` [B] of the circle; HSV's saturation and value stay.
+    """Turn the hue of x [B, 3, H, W] by `turn` [B] of the circle, in place; HSV's saturation and value stay.
 
     With h the hue in turns, low and c the least value and the range over the channels, a colour is
     low + c clip(|6 frac(h + o) - 3| - 1, 0, 1) with o = 0, 2/3, 1/3 for red, green, blue, and solved for h
@@ -104,9 +106,8 @@ def turn_hue(x: Tensor, turn: Tensor) -> Tensor:
     s = torch.copysign(s, green - blue).div_(6)
     # One whole turn more keeps the sum positive, where frac is the remainder.
     offset = (3 - torch.arange(3, device=x.device)) / 3 % 1 + 1.5 + turn[:, None]  # [B, 3]
-    weight = offset[:, :, None, None] - s[:, None]  # [B, 3, H, W]
-    weight = weight.frac_().mul_(6).sub_(3).abs_().sub_(1).clamp_(0, 1)
-    return torch.addcmul(low[:, None], weight, c[:, None])
+    torch.sub(offset[:, :, None, None], s[:, None], out=x)  # [B, 3, H, W]
+    return x.frac_().mul_(6).sub_(3).abs_().sub_(1).clamp_(0, 1).mul_(c[:, None]).add_(low[:, None])
 
 
 def solarize(x: Tensor) -> Tensor:

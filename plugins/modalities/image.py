@@ -76,6 +76,8 @@ class Image(Modality):
         self.jitter, self.jitter_chance, self.grey_chance = jitter, jitter_chance, grey_chance
         self.flip_chance, self.solarize_chance, self.max_pixels = flip_chance, solarize_chance, max_pixels
         self.blur_chance, self.blur_sigma = blur_chance, blur_sigma
+        # A tenth of the size, of which only what lies within four sigma has any weight to speak of.
+        self._kernel = 2 * min(size // 20, math.ceil(4 * max(blur_sigma))) + 1
         self._check()
 
     def _check(self) -> None:
@@ -118,11 +120,16 @@ class Image(Modality):
         multiplies the colour jitter; at 0 grey, blur and solarisation are left out with it.
         """
         plan = self._plan(raw, extent, draw, strength)
+        order, parts = augment.chunks(plan.kind(), self.size**2)
+        plan = _Plan(*(t[order] for t in plan))
         views = torch.empty(*raw.x.shape[:2], self.size, self.size, device=raw.x.device)
+        columns = raw.x.permute(0, 3, 1, 2)  # [B, S, C, S], as photos lie in memory
         # Pixels keep float32 where the model around computes in bfloat16, which has fewer levels than a byte.
         with torch.autocast(raw.x.device.type, enabled=False):
-            for part in augment.chunks(raw.x, self.size**2):
-                views[part] = self._make(raw.x[part], _Plan(*(t[part] for t in plan)), strength)
+            for part in parts:
+                canvas = columns.index_select(0, order[part]).permute(0, 2, 3, 1)
+                made = self._make(canvas, _Plan(*(t[part] for t in plan)), strength)
+                views.index_copy_(0, order[part], made)
         return Signal(views)
 
     @torch.no_grad()
@@ -158,13 +165,14 @@ class Image(Modality):
         jitter = augment_colour.plan_jitter(torch.stack(factors, 1), u[:, 6:10].argsort(dim=1, stable=True))
         sigma = self.blur_sigma[0] + (self.blur_sigma[1] - self.blur_sigma[0]) * u[:, 10]
         return _Plan(
-            *rows,
+            rows[0],
+            rows[1] / 255,  # bytes become shares of white on the way
             *columns,
             u[:, 1] < self.jitter_chance,
             *jitter,
             u[:, 11] < self.grey_chance,
             u[:, 12] < self.blur_chance,
-            augment.gaussian(sigma, 2 * min(self.size // 20, math.ceil(4 * self.blur_sigma[1])) + 1),
+            augment.bands(augment.gaussian(sigma, self._kernel), self.size),
             u[:, 13] < self.solarize_chance,
         )
 
@@ -176,15 +184,15 @@ class Image(Modality):
 
     def _make(self, canvas: Tensor, plan: _Plan, strength: float) -> Tensor:
         """Views of some samples: [B, C, S, S] uint8 -> [B, C, V, V]."""
-        x = augment.resample(canvas, (plan.rows, plan.row_weights), (plan.columns, plan.column_weights)).mul_(1 / 255)
+        x = augment.resample(canvas, (plan.rows, plan.row_weights), (plan.columns, plan.column_weights))
         coloured = x.shape[1] == 3
         # Chances of 0 are known beforehand on any device.
         if strength > 0 and self.jitter_chance > 0:
             x = augment.only(plan.jittered, augment_colour.jitter, x, plan.active, plan.blend, plan.turn)
         if strength > 0 and self.grey_chance > 0 and coloured:
             x = augment.only(plan.greyed, augment_colour.without_colour, x)
-        if strength > 0 and self.blur_chance > 0 and plan.kernel.shape[1] > 1:
-            x = augment.only(plan.blurred, augment.blur, x, plan.kernel)
+        if strength > 0 and self.blur_chance > 0 and self._kernel > 1:
+            x = augment.only(plan.blurred, augment.blur, x, plan.bands)
         if strength > 0 and self.solarize_chance > 0:
             x = augment.only(plan.solarized, augment_colour.solarize, x)
         return augment_colour.normalise(x, self.mean, self.std)
@@ -216,8 +224,13 @@ class _Plan(NamedTuple):
     turn: Tensor
     greyed: Tensor
     blurred: Tensor
-    kernel: Tensor
+    bands: Tensor
     solarized: Tensor
+
+    def kind(self) -> Tensor:
+        """A number [B] that is alike for samples that need the same of the expensive steps."""
+        place = self.active[:, :3].sum(1)  # of the hue in the jitter's order
+        return 2 * (place + 1) * self.jittered + self.blurred
 
 
 class Patches(Stem):

@@ -26,7 +26,7 @@ def alone(kind: int, factor: float, x: torch.Tensor) -> torch.Tensor:
     factors = torch.tensor([[1.0, 1.0, 1.0, 0.0]]).repeat(len(x), 1)
     factors[:, kind] = factor
     order = torch.tensor([[kind, *(k for k in range(4) if k != kind)]]).expand(len(x), -1)
-    return augment_colour.jitter(x, *augment_colour.plan_jitter(factors, order))
+    return augment_colour.jitter(x.clone(), *augment_colour.plan_jitter(factors, order))
 
 
 @pytest.mark.parametrize("factor", FACTORS)
@@ -64,7 +64,7 @@ def test_hue_equals_colorsys(turn: float) -> None:
     level = torch.tensor([0.0, 0.25, 0.5, 1.0])
     cube = torch.cartesian_prod(level, level, level)  # [64, 3]
     colours = torch.cat([cube, torch.rand(64, 3), torch.full((1, 3), 0.3)])
-    ours = augment_colour.turn_hue(colours.T[None, :, None], torch.tensor([turn]))[0, :, 0].T
+    ours = augment_colour.turn_hue(colours.T[None, :, None].clone(), torch.tensor([turn]))[0, :, 0].T
     for colour, got in zip(colours.double().tolist(), ours, strict=True):
         h, s, v = colorsys.rgb_to_hsv(*colour)
         expected = torch.tensor(colorsys.hsv_to_rgb((h + turn) % 1.0, s, v))
@@ -82,9 +82,9 @@ def test_every_order_is_kept(hosted: bool, monkeypatch: pytest.MonkeyPatch) -> N
     """All 24 orders in one batch against the four distortions applied one after the other."""
     monkeypatch.setattr(augment, "hosted", lambda x: hosted)
     orders = list(permutations(range(4)))
-    x = torch.rand(1, 3, 8, 8).expand(24, -1, -1, -1)
+    x = torch.rand(1, 3, 8, 8).repeat(24, 1, 1, 1)
     factors = torch.tensor([1.7, 1.6, 0.3, 0.15])
-    ours = augment_colour.jitter(x, *augment_colour.plan_jitter(factors.expand(24, -1), torch.tensor(orders)))
+    ours = augment_colour.jitter(x.clone(), *augment_colour.plan_jitter(factors.expand(24, -1), torch.tensor(orders)))
     for order, got in zip(orders, ours, strict=True):
         expected = x[:1]
         for kind in order:
@@ -97,7 +97,7 @@ def test_factors_are_each_samples_own() -> None:
     x = torch.rand(2, 3, 8, 8)
     factors = torch.tensor([[0.5, 1.3, 0.2, 0.1], [1.5, 0.4, 1.9, -0.2]])
     order = torch.tensor([[3, 1, 0, 2], [0, 1, 2, 3]])
-    both = augment_colour.jitter(x, *augment_colour.plan_jitter(factors, order))
+    both = augment_colour.jitter(x.clone(), *augment_colour.plan_jitter(factors, order))
     for i in range(2):
         one = augment_colour.jitter(x[i : i + 1], *augment_colour.plan_jitter(factors[i : i + 1], order[i : i + 1]))
         torch.testing.assert_close(both[i], one[0], rtol=0, atol=1e-6)
