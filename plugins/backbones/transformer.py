@@ -99,7 +99,7 @@ class Transformer(Backbone):
                 norms=[token_norm(norm, width, norm_eps) for _ in range(3 if cross else 2)],
                 norm_first=norm_first,
                 dropout=dropout,
-                drop_path=drop_path * i / max(1, depth - 1),
+                drop_path=drop_path * i / max(1, depth - 1) if drop_path else None,
             )
             for i in range(depth)
         )

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -48,7 +49,13 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    """The branches of one layer, each with its norm; `norms` in the order of the branches."""
+    """The branches of one layer, each with its norm; `norms` in the order of the branches.
+
+    `drop_path` is the chance that a sample skips a branch. It is kept as a tensor: compiled code treats
+    a float as a constant, and would be compiled again for each layer.
+    """
+
+    keep: Tensor
 
     def __init__(
         self,
@@ -59,10 +66,11 @@ class Layer(nn.Module):
         norms: Sequence[nn.Module],
         norm_first: bool,
         dropout: float,
-        drop_path: float,
+        drop_path: float | None,
     ) -> None:
         super().__init__()
-        self.norm_first, self.drop_path = norm_first, drop_path
+        self.norm_first, self.drops_path = norm_first, drop_path is not None
+        self.register_buffer("keep", torch.tensor(1 - (drop_path or 0.0)), persistent=False)
         self.norm1, self.attention = norms[0], attention
         if cross is not None:
             self.norm_cross = norms[1]
@@ -80,13 +88,14 @@ class Layer(nn.Module):
     def add(self, x: Tensor, norm: nn.Module, branch: partial[Tensor] | nn.Module) -> Tensor:
         """One residual branch: [B, T, D] -> [B, T, D]."""
         y = self.dropout(branch(norm(x) if self.norm_first else x))
-        x = x + drop_path(y, self.drop_path if self.training else 0.0)
+        x = x + (drop_path(y, self.keep) if self.drops_path and self.training else y)
         return x if self.norm_first else norm(x)
 
 
-def drop_path(x: Tensor, probability: float) -> Tensor:
-    """Zero whole samples of x [B, ...], and scale up the rest (stochastic depth, Huang et al. 2016)."""
-    if probability == 0:
-        return x
-    keep = x.new_empty(len(x), *(1 for _ in x.shape[1:])).bernoulli_(1 - probability)  # [B, 1, ...]
-    return x * (keep / (1 - probability))
+def drop_path(x: Tensor, keep: Tensor) -> Tensor:
+    """Keep whole samples of x [B, ...] with probability `keep` [], scaled up; zero the rest.
+
+    Stochastic depth, Huang et al. 2016; draws from torch's generator.
+    """
+    kept = torch.rand(len(x), *(1 for _ in x.shape[1:]), device=x.device) < keep  # [B, 1, ...]
+    return x * (kept / keep).to(x.dtype)

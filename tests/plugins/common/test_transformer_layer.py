@@ -12,7 +12,7 @@ from selfsup.plugins.common.transformer_layer import FeedForward, Layer, drop_pa
 WIDTH = 4
 
 
-def layer(norm_first: bool, drop_path: float = 0.0) -> Layer:
+def layer(norm_first: bool, drop_path: float | None = None) -> Layer:
     return Layer(
         attention=SelfAttention(WIDTH, 2, 2, True, 0.0),
         cross=None,
@@ -69,7 +69,7 @@ def test_activations(activation: str, want: list[float]) -> None:
 def test_drop_path_drops_whole_samples_and_scales_the_rest() -> None:
     torch.manual_seed(0)
     x = torch.randn(1, 5, WIDTH).expand(4000, -1, -1)
-    y: Tensor = drop_path(x, 0.6)
+    y: Tensor = drop_path(x, torch.tensor(0.4))
     kept = (y != 0).any(-1).any(-1)
     torch.testing.assert_close(y[kept], x[kept] / 0.4)
     assert abs(kept.float().mean() - 0.4) < 4 * (0.24 / 4000) ** 0.5
