@@ -101,7 +101,7 @@ def _print(result: Comparison) -> None:
         name, why = next(iter(result.skipped.items()))
         console.print(Text(f"{len(result.skipped)} samples could not be used, such as {name}: {why}", "yellow"))
     options = "".join(f", {key} = {value}" for key, value in result.settings.items())
-    layers = f", first {result.layer} layers" if result.layer else ""
+    layers = f", features after layer {result.layer}" if result.layer else ""
     console.print(Text(f"\n{result.judge}{options}: {result.run}, step {result.step:,}{layers}", "bold"))
     console.print(
         f"{result.bank:,} samples to learn from, {result.query:,} to be judged on, {result.classes} classes\n"

@@ -188,6 +188,14 @@ def test_it_pickles(opened, tmp_path):
     assert [copy[i] for i in range(3)] == [source[i] for i in range(3)]
 
 
+def test_workers_read_the_same_rows(opened, tmp_path):
+    from torch.utils.data import DataLoader
+
+    source = opened(write_parquet(tmp_path / "a.parquet", {"image": pictures(0, 30), "label": [0, 1, 2] * 10}))
+    here = [source[i] for i in range(30)]
+    assert list(DataLoader(source, batch_size=None, num_workers=2)) == here
+
+
 def test_errors_name_what_exists(opened, tmp_path):
     path = write_parquet(tmp_path / "a.parquet", {"picture_": [b"x"], "label": [0.5]})
     with pytest.raises(DataError, match=r"no column of .* is known to hold image: it has picture_, label; name one"):
