@@ -114,7 +114,7 @@ def sizes(run: Run) -> dict[str, int]:
 def _print(run: Run, found: dict[str, Any]) -> None:
     from selfsup.plugins.services.console import opening
 
-    lines = [line for line in opening(run) if line[0] not in ("train", "folder")]
+    lines = [line for line in opening(run) if line[0] not in ("train", "optimizer", "folder")]
     for name, signal in found["signals"].items():
         behind = f" -> tokens {signal['tokens']}" if "tokens" in signal else ""
         lines.append(("signal", f"{name}: raw {signal['raw']} {signal['dtype']}{behind}"))
@@ -125,6 +125,6 @@ def _print(run: Run, found: dict[str, Any]) -> None:
     idle = f"; none in {', '.join(without[:3])}{'...' if len(without) > 3 else ''}" if without else ""
     lines += [("gradient", f"norm {found['gradient_norm']:.4g}{idle}")]
     lines += [("memory", f"{found['memory']} at most, with {run.batch} samples a step")]
-    lines += [("time", f"{found['seconds']:.3g} s for the step, the first of its process")]
+    lines += [("time", f"{found['seconds']:.3g} s to read the samples and take the step, the first of its process")]
     for label, text in [*lines, ("ok", "one step was taken; nothing was written")]:
         click.echo(f"{click.style(f'{label:<10}', bold=True)}{text}")

@@ -74,7 +74,6 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     debug = "--debug" in given
     try:
         code = ssl.main([a for a in given if a != "--debug"], prog_name="ssl", standalone_mode=False)
-        sys.stdout.flush()  # here, where a reader that has left is met
     except Exception as error:
         if debug:
             raise
@@ -100,8 +99,6 @@ def report(error: Exception) -> int:
             say(f"error: {error.format_message()}")
         case SelfsupError():
             say(f"error: {error}")
-        case BrokenPipeError():  # the reader has left, as in `ssl plugins | head`
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the flush at exit would fail again
         case _:
             say(f"error: {type(error).__name__}: {error}")
             say("       this was not foreseen; --debug shows where it happened")

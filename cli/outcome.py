@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,27 +26,38 @@ if TYPE_CHECKING:
 
 
 class Outcome:
-    """A service that keeps the newest report, unread, and the time that the steps took."""
+    """A service that keeps the newest report, unread until the run ends, and the time that the steps took."""
 
     def __init__(self) -> None:
         self.report: Report | None = None
-        self.seconds = 0.0
-        self.count = 0
+        self.began = self.seconds = 0.0
+
+    @hookimpl(trylast=True)
+    def run_started(self) -> None:
+        """Start the clock."""
+        self.began = time.perf_counter()
 
     @hookimpl(tryfirst=True)  # before a service that may stop the run
-    def step_finished(self, run: Run, report: Report) -> None:
+    def step_finished(self, report: Report) -> None:
         """Keep it."""
-        self.report, self.seconds, self.count = report, self.seconds + report.seconds, self.count + 1
+        self.report = report
+
+    @hookimpl(tryfirst=True)  # before the last checkpoint is written
+    def run_finished(self, error: BaseException | None) -> None:
+        """Stop the clock, when the device is done too."""
+        if self.report is not None and error is None:
+            self.report.loss.item()
+        self.seconds = time.perf_counter() - self.began
 
     def figures(self, run: Run) -> dict[str, Any]:
         """The last loss and the rate over all steps of this process, to the digits that mean something."""
         if self.report is None:
             return {"loss": None, "seconds": 0.0, "samples_per_second": None}
-        loss = float(self.report.loss)
+        loss, count = float(self.report.loss), run.done - run.first
         return {
             "loss": rounded(loss) if math.isfinite(loss) else None,
             "seconds": rounded(self.seconds),
-            "samples_per_second": rounded(run.batch * self.count / max(self.seconds, 1e-9)),
+            "samples_per_second": rounded(run.batch * count / max(self.seconds, 1e-9)),
         }
 
 

@@ -45,9 +45,9 @@ class Checkpoints:
 
     @hookimpl(trylast=True)  # what others write about a step must be on disk before the step counts as done
     def step_finished(self, run: Run, report: Report) -> None:
-        """Save if it is time; the end of the run has its own save."""
+        """Save if it is time."""
         done = run.done
-        if run.folder is None or done == run.total:
+        if run.folder is None:
             return
         due = bool(self.steps) and done % (self.steps or 1) == 0
         if done >= self.ask_at:

@@ -36,13 +36,14 @@ class Metrics:
 
     def __init__(self, *, every: Annotated[int, about("steps between two readings of a GPU", ge=1)] = 10) -> None:
         self.every = every
+        self.since = 0.0  # when the step before was done
         self.file: TextIO | None = None
         self.pending: list[tuple[dict[str, Any], list[str], Tensor]] = []
 
     @hookimpl
     def run_started(self, run: Run) -> None:
         """Open the file, without the lines of steps that will be done again."""
-        self.pending = []
+        self.pending, self.since = [], time.perf_counter()
         if run.folder is None or distributed.rank() > 0:
             return
         try:
@@ -56,10 +57,12 @@ class Metrics:
         """Keep the step's numbers on the device; write them at once on a CPU, every few steps on a GPU."""
         if self.file is None:
             return
+        now = time.perf_counter()
+        seconds, self.since = max(now - self.since, 1e-9), now
         known = {
             "step": report.step.number,
             "lr": float(run.optimizer.param_groups[0]["lr"]),
-            "samples_per_second": run.batch / max(report.seconds, 1e-9),
+            "samples_per_second": run.batch / seconds,
             "amount": {unit: much * distributed.world() for unit, much in report.amount.items()},
             "time": time.time(),
         }

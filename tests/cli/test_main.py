@@ -183,7 +183,7 @@ def test_module_and_script_are_one(ssl):
     assert process.communicate(timeout=30)[0] == ssl("--version")[0]
 
 
-@pytest.mark.parametrize("args", [["plugins", "--json"], ["--version"]])
+@pytest.mark.parametrize("args", [["plugins"], ["plugins", "--json"], ["--version"]])
 def test_a_reader_that_leaves_is_no_error(args):
     read, write = os.pipe()
     os.close(read)

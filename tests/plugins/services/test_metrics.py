@@ -21,13 +21,16 @@ def write(run, report, numbers, **options):
     service.run_finished(run, None)
 
 
-def test_a_line_holds_the_step(fake_run, fake_report):
+def test_a_line_holds_the_step(fake_run, fake_report, monkeypatch):
+    clock = iter([10.0, 12.0, 12.5])
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(clock))
     run = fake_run()
-    write(run, fake_report, [0])
-    (row,) = rows(run)
+    write(run, fake_report, [0, 1])
+    first, row = rows(run)
+    assert first["samples_per_second"] == 1.0
     assert row.pop("time") > 1e9
     assert row == {
-        "step": 0,
+        "step": 1,
         "loss": 1.5,
         "norm": 2.0,
         "lr": 0.5,
@@ -47,11 +50,12 @@ def test_what_is_not_finite_is_null(fake_run, fake_report):
     assert row["loss"] is row["norm"] is row["metrics"]["good"] is None
 
 
-def test_a_resumed_run_replaces_the_steps_it_does_again(fake_run, fake_report):
+@pytest.mark.parametrize("torn", ['{"step": 1, "lo', '{"step": 1}', "\xff\n", "[]\n", ""])
+def test_a_resumed_run_replaces_the_steps_it_does_again(fake_run, fake_report, torn):
     write(fake_run(), fake_report, range(5))
     run = fake_run(first=3)
-    with (run.folder / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 1, "lo')  # torn
+    with (run.folder / "metrics.jsonl").open("a", encoding="latin-1") as file:
+        file.write(torn)
     write(run, fake_report, range(3, 6))
     assert [row["step"] for row in rows(run)] == [0, 1, 2, 3, 4, 5]
     assert [path.name for path in run.folder.iterdir()] == ["metrics.jsonl"]
