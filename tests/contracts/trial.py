@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from selfsup.kernel import Batch, Plugins, Run, compose, loop
+from selfsup.kernel import Batch, Objective, Plugins, Run, compose, loop
 from selfsup.kernel.config import Settings, nest
 
 BATCH = 6  # shared evenly by 2 and 3 processes, unevenly by microbatches
@@ -62,8 +65,33 @@ def gradients(run: Run, parts: list[Batch], number: int = 0) -> tuple[loop.Repor
         hook.remove()
 
 
-def shared_gradients(name: str, more: Mapping[str, Any]) -> tuple[float, dict[str, Any]]:
-    """The loss and gradients of the first step, computed by all processes together, as floats and arrays."""
-    run = begin(name, more)
-    report, found = gradients(run, run.loader.read(0))
+def exact_gradients(
+    name: str, more: Mapping[str, Any], places: list[list[int]] | None = None, still: bool = False
+) -> tuple[float, dict[str, Any]]:
+    """The loss and gradients of the first step of a model in float64, as a float and arrays.
+
+    Over microbatches of these places; by default, over this process's share of the batch. `still` holds the
+    statistics of batch norms. (In float32, batch norm over few samples turns rounding into other gradients.)
+    """
+    with patch.object(compose, "build", partial(_build_double, compose.build)):
+        run = begin(name, more)
+    for module in run.objective.modules():
+        if still and "BatchNorm" in type(module).__name__:
+            module.eval()
+    run.optimizer = torch.optim.SGD(run.parameters, lr=0.0, fused=True)  # the recipe's may hold float32 state
+    parts = run.loader.read(0) if places is None else [run.loader.reader[part] for part in places]
+    report, found = gradients(run, parts)
     return float(report.loss), {key: value.numpy() for key, value in found.items()}
+
+
+def _build_double(build: Callable[..., Objective], *args: Any) -> Objective:
+    objective = build(*args).double()
+    for module in objective.modules():
+        if any(True for _ in module.parameters(recurse=False)):
+            module.register_forward_pre_hook(_widen)
+    return objective
+
+
+def _widen(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Data and draws come in float32."""
+    return tuple(x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in args)
