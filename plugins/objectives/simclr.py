@@ -48,7 +48,38 @@ class SimCLR(Objective):
         "Chen, Kornblith, Norouzi, Hinton 2020, A simple framework for contrastive learning of visual "
         "representations, https://arxiv.org/abs/2002.05709"
     )
-    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "base": {  # sections 2.1 to 2.4: ImageNet, ResNet-50
+            "modality.name": "image",
+            "modality.size": 224,
+            "backbone.name": "resnet",
+            "backbone.depth": 50,
+            "objective.layers": 2,
+            "train.batch": 4096,
+            "train.epochs": 100,
+            "optimizer.name": "lars",
+            "optimizer.lr": 0.3,
+            "optimizer.reference_batch": 256,
+            "optimizer.scaling": "linear",
+            "optimizer.weight_decay": 1e-6,
+            "optimizer.schedule": "cosine",
+            "optimizer.warmup": 0.1,
+        },
+        "cifar": {  # the command for CIFAR-10 in the README of the authors' code
+            "modality.size": 32,
+            "modality.blur_chance": 0.0,
+            "backbone.depth": 18,
+            "backbone.small": True,
+            "objective.layers": 3,
+            "objective.temperature": 0.5,
+            "objective.strength": 0.5,
+            "train.batch": 512,
+            "train.epochs": 1000,
+            "optimizer.lr": 1.0,
+            "optimizer.weight_decay": 1e-4,
+            "optimizer.warmup": 0.01,
+        },
+    }
 
     def __init__(
         self,

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from selfsup.kernel import distributed
-from selfsup.kernel.config import check, nest
+from selfsup.kernel.compose import resolve
 from selfsup.kernel.contracts import Backbone, Modality, Signal, Stem, Step, Tower
+from selfsup.kernel.discovery import Plugins
 from selfsup.kernel.errors import ConfigError
 from selfsup.kernel.random import stream, tag
 from selfsup.plugins.objectives.simclr import SimCLR, nt_xent, spread_of, stacked
@@ -231,20 +232,8 @@ def test_an_extent_that_is_no_range_of_shares_is_refused(extent):
 
 @pytest.mark.parametrize("preset", sorted(SimCLR.presets))
 def test_presets_name_options_that_exist(preset):
-    from selfsup.kernel.config import TrainOptions
-    from selfsup.kernel.discovery import Plugins
-    from selfsup.plugins.services.optimizer import Optimizers
-
-    plugins = Plugins()
-    settings = {**nest(SimCLR.presets["base"])}
-    settings = {**settings, **nest(SimCLR.presets[preset])}
-    known = {"objective": SimCLR, "optimizer": Optimizers, "train": TrainOptions}
-    for section, options in settings.items():
-        rest = {k: v for k, v in options.items() if k != "name" or section == "optimizer"}
-        if section in ("modality", "backbone"):
-            kind = {"modality": "modalities", "backbone": "backbones"}[section]
-            known[section] = plugins.load(kind, options["name"])
-        check(section, known[section], rest)
+    settings = resolve(Plugins(), {"preset": preset, "objective": {"name": "simclr"}})
+    assert settings["optimizer"]["reference_batch"] == 256
 
 
 def worker(rank, folder):
