@@ -214,7 +214,8 @@ def line(row: dict[str, Any]) -> str:
     """A row of the table."""
     low, high = row["speedup_range"]
     return (
-        f"{row['size']:5} {row['pillow_images_per_s']:10.0f} {row['selfsup_images_per_s']:10.0f} {row['speedup']:7.2f}x "
+        f"{row['size']:5} {row['pillow_images_per_s']:10.0f} {row['selfsup_images_per_s']:10.0f} "
+        f"{row['speedup']:7.2f}x "
         f"({low:4.2f}-{high:5.2f}) {row['pillow_cpu_ms_per_image']:8.2f} {row['selfsup_cpu_ms_per_image']:8.2f} "
         f"{row['cpu_ratio']:18.2f}x"
     )

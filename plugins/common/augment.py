@@ -56,8 +56,6 @@ def crop_boxes(
     boxes = torch.stack([(down * (high - h + 1)).floor(), (across * (wide - w + 1)).floor(), h, w], -1)  # [B, N, 4]
     first = fits.to(torch.uint8).argmax(1)[:, None, None].expand(-1, 1, 4)
     chosen = boxes.gather(1, first)[:, 0]  # [B, 4]
-    # A float32 product with a number just below 1 can round up to the count itself.
-    chosen[:, :2] = torch.minimum(chosen[:, :2], torch.cat([high, wide], 1) - chosen[:, 2:])
     return torch.where(fits.any(1, keepdim=True), chosen, _centred(high, wide, aspects))
 
 

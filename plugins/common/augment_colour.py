@@ -47,8 +47,8 @@ def grey(x: Tensor) -> Tensor:
 
 
 def without_colour(x: Tensor) -> Tensor:
-    """The luma of x in each of its channels: [B, C, H, W]."""
-    return grey(x).expand_as(x)
+    """Put the luma of x [B, C, H, W] in each of its channels, in place."""
+    return x.copy_(grey(x))
 
 
 def plan_jitter(factors: Tensor, order: Tensor) -> Jitter:

@@ -10,7 +10,8 @@ The distortions and their strengths are those of SimCLR (Chen et al. 2020, "A si
 contrastive learning of visual representations", https://arxiv.org/abs/2002.05709, appendix A): crop, flip, colour
 jitter, grey, blur, in this order, then solarisation (Grill et al. 2020, https://arxiv.org/abs/2006.07733, off by
 default). The stem cuts a view into patches and embeds each linearly (Dosovitskiy et al. 2021,
-https://arxiv.org/abs/2010.11929, equation 1). Deviation from SimCLR: resizing is bilinear, not bicubic.
+https://arxiv.org/abs/2010.11929, equation 1). Deviations from SimCLR: resizing is bilinear, not bicubic, and
+the blur leaves out what lies beyond four times its largest sigma (6e-5 of a Gaussian).
 
 Shapes: B batch, C channels, S side of the canvas, V side of a view, p side of a patch, T = (V / p)**2
 patches, P = C p**2 values behind one, L width of the stem.
@@ -76,7 +77,7 @@ class Image(Modality):
         self.jitter, self.jitter_chance, self.grey_chance = jitter, jitter_chance, grey_chance
         self.flip_chance, self.solarize_chance, self.max_pixels = flip_chance, solarize_chance, max_pixels
         self.blur_chance, self.blur_sigma = blur_chance, blur_sigma
-        # A tenth of the size, of which only what lies within four sigma has any weight to speak of.
+        # A tenth of the size, of which nothing beyond four sigma has any weight to speak of.
         self._kernel = 2 * min(size // 20, math.ceil(4 * max(blur_sigma))) + 1
         self._check()
 

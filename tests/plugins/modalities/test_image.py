@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kornia.filters import gaussian_blur2d
 from PIL import Image as pillow
 
 from selfsup.kernel.config import check, schema
@@ -154,6 +155,28 @@ def test_chances_are_met() -> None:
     assert abs((views(solarize_chance=0.3)[:, 0, 0, 0] < 0.5).float().mean() - 0.3) < 0.06
 
 
+def test_choices_are_independent() -> None:
+    modality = Image(size=32, jitter_chance=0.5, grey_chance=0.5, solarize_chance=0.5)
+    count = 5000
+    plan = modality._plan(Signal(torch.zeros(count, 3, 1, 1)), EXTENT, draw(range(count)), 1.0)
+    flipped = plan.columns[:, 0, 0] > plan.columns[:, -1, 0]
+    place, gain, sigma = plan.active[:, :3].sum(1), plan.blend[:, 0, 0], plan.bands[:, 0, 0]
+    choices = (flipped, plan.jittered, plan.greyed, plan.blurred, plan.solarized, place, gain, plan.turn, sigma)
+    related = torch.corrcoef(torch.stack([c.float() for c in choices])) - torch.eye(len(choices))
+    related[5, 6] = related[6, 5] = 0  # a first slot before the hue exists only where the hue comes later
+    assert related.abs().max() < 0.06
+
+
+@pytest.mark.parametrize(("size", "kernel"), [(32, 3), (96, 9), (224, 23)])
+def test_blur_spans_a_tenth_of_the_view(size: int, kernel: int) -> None:
+    modality = Image(size=size, jitter_chance=0.0, grey_chance=0.0, blur_chance=1.0, blur_sigma=(1.9, 2.0))
+    raw = photos(modality, 2)
+    sharp = modality.view(raw, EXTENT, draw(range(2)), 0.0).x
+    sigma = 1.9 + 0.1 * draw(range(2)).uniform(54)[:, 50, None].expand(-1, 2)
+    expected = gaussian_blur2d(sharp, (kernel, kernel), sigma, border_type="reflect")
+    torch.testing.assert_close(modality.view(raw, EXTENT, draw(range(2))).x, expected, rtol=0, atol=2e-4)
+
+
 def test_strength_scales_the_jitter() -> None:
     modality = Image(size=32, jitter_chance=1.0, grey_chance=0.0, blur_chance=0.0)
     raw = photos(modality, 32)
@@ -172,6 +195,17 @@ def test_values_are_shares_of_white_unless_normalised() -> None:
     shift, scale = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
     torch.testing.assert_close(modality.view(raw, EXTENT, draw(range(16))).x, (view - shift) / scale)
     torch.testing.assert_close(modality.plain(raw).x, (Image(size=32).plain(raw).x - shift) / scale)
+
+
+def test_a_grey_view_is_normalised_channel_by_channel() -> None:
+    """Also where every sample of a chunk is grey, and what follows works in place."""
+    options = {"size": 40, "patch": 8, "grey_chance": 1.0, "solarize_chance": 0.5}
+    raw = photos(Image(size=40, patch=8), 12)
+    grey = Image(**options).view(raw, EXTENT, draw(range(12))).x
+    torch.testing.assert_close(grey[:, 0], grey[:, 2])
+    normal = Image(**options, mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0)).view(raw, EXTENT, draw(range(12))).x
+    for channel in range(3):
+        torch.testing.assert_close(normal[:, channel] * (channel + 1) + 0.1 * (channel + 1), grey[:, channel])
 
 
 def test_autocast_does_not_coarsen_views() -> None:
