@@ -151,7 +151,7 @@ def start(
     if run.optimizer is None:
         raise ConfigError("no service builds an optimizer: the service `optimizer` is disabled")
     if resume and folder:
-        _resume(run)
+        _resume(run, folder)
     if run.first == 0:
         batches = (to_device(batch, device) for batch in loader.whole(total))
         with torch.no_grad():
@@ -181,19 +181,18 @@ def _loader(settings: Settings, source: Any, kinds: dict[str, Modality], objecti
     return loader
 
 
-def _resume(run: Run) -> None:
+def _resume(run: Run, folder: Path) -> None:
     """Load the newest checkpoint that verifies; refuse settings that would make it another run."""
-    assert run.folder is not None
-    found, damaged = state.newest(run.folder / "checkpoints")
+    found, damaged = state.newest(folder / "checkpoints")
     run.notes += damaged
     if found is None:
-        run.notes.append(f"no checkpoint below {run.folder} can be used; the run starts from its beginning")
+        run.notes.append(f"no checkpoint below {folder} can be used; the run starts from its beginning")
         return
     tensors, facts = state.load(found)
-    for name, old, new in _differences(facts["settings"], run.config, run.plugins):
+    for name, old, new in _differences(facts["settings"], json.loads(json.dumps(run.config)), run.plugins):
         raise ConfigError(
             f"{name} was {old!r} when this run began and is {new!r} now, which would make it another run; "
-            f"leave it as it was, or begin anew with --from {run.folder} and another --out"
+            f"leave it as it was, or begin anew with --from {folder} and another --out"
         )
     run.restore(tensors, facts)
     run.notes.append(f"resumed at step {run.first} of {run.total} from {found}")

@@ -86,12 +86,18 @@ def check(section: str, factory: Callable[..., Any], options: Mapping[str, Any])
     for key in options:
         if key not in model.model_fields:
             raise ConfigError(f"{section} has no option {key!r}; {nearest(key, model.model_fields)}")
+    # TOML has no null, so an option that may be left open is written as "none".
+    given = {key: None if value == "none" and _may_be_none(model, key) else value for key, value in options.items()}
     try:
-        return model(**options).model_dump()
+        return model(**given).model_dump()
     except pydantic.ValidationError as cause:
         first = cause.errors()[0]
         name = f"{section}.{first['loc'][0]}"
         raise ConfigError(f"{name} = {first['input']!r}: {first['msg'].lower()}") from None
+
+
+def _may_be_none(model: type[pydantic.BaseModel], option: str) -> bool:
+    return type(None) in typing.get_args(model.model_fields[option].annotation)
 
 
 def describe(field: FieldInfo) -> tuple[str, str, str]:
@@ -162,12 +168,14 @@ def to_toml_value(value: Any) -> str:
         return f"[{', '.join(map(to_toml_value, value))}]"
     if isinstance(value, Mapping):
         return f"{{ {', '.join(f'{key} = {to_toml_value(v)}' for key, v in value.items())} }}"
-    return json.dumps(value) if isinstance(value, str) else repr(value)
+    if isinstance(value, str | None):  # a JSON string is one of TOML, but for surrogates and DEL
+        return json.dumps("none" if value is None else value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return repr(value)
 
 
 def to_toml(settings: Mapping[str, Any], prefix: str = "") -> str:
-    """Nested settings as a TOML file; options that are None are left out."""
-    plain = {k: v for k, v in settings.items() if not isinstance(v, Mapping) and v is not None}
+    """Nested settings as a TOML file; an option that is None is written as "none"."""
+    plain = {k: v for k, v in settings.items() if not isinstance(v, Mapping)}
     lines = [f"[{prefix}]"] if prefix and plain else []
     lines += [f"{key} = {to_toml_value(value)}" for key, value in plain.items()]
     blocks = ["\n".join(lines)] if lines else []

@@ -107,11 +107,10 @@ class Wrapped:
             fully_shard(objective)
             self.sharded = True
         else:
-            self.forward = nn.parallel.DistributedDataParallel(
-                objective,
-                broadcast_buffers=False,
-                find_unused_parameters=any(b.skips_parameters for b in objective.backbones()),
-            )
+            skips = any(backbone.skips_parameters for backbone in objective.backbones())
+            self.forward = nn.parallel.DistributedDataParallel(objective, find_unused_parameters=skips)
+            # Every process keeps its own buffers, which are alike. (As an argument this is deprecated in torch 2.13.)
+            self.forward.broadcast_buffers = False
 
     def syncing(self, last: bool) -> AbstractContextManager[object]:
         """Share gradients with the other processes after the last microbatch only."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,7 +47,6 @@ class Report:
     finite: Tensor  # () bool: loss and gradients; where not, the update was left out
     amount: Mapping[str, float]  # unit -> how much data, this process
     bad: Mapping[int, str]  # index -> why a sample could not be used, this process
-    seconds: float  # since the step before
 
 
 class Run:
@@ -140,35 +138,32 @@ class Run:
 
 def train(run: Run) -> str:
     """Take the steps that are left and tell the services; "done", or why the run stopped early."""
-    hook, error = run.hook, None
-    try:
-        with listening(run):
-            hook.run_started(run=run)
+    with listening(run):
+        error = None
+        try:
+            run.hook.run_started(run=run)
             if run.first < run.total:
                 fit_microbatch(run)
-            since = time.perf_counter()
-            pin = run.device.type == "cuda"
-            for number, parts in enumerate(run.loader.steps(run.first, run.total, pin), run.first):
+            steps = run.loader.steps(run.first, run.total, pin=run.device.type == "cuda")
+            for number, parts in enumerate(steps, run.first):
                 step = run.step(number)
-                hook.step_started(run=run, step=step)
+                run.hook.step_started(run=run, step=step)
                 note_bad(run, parts)
-                now = time.perf_counter()
-                report = take_step(run, step, parts, now - since)
-                since = now
+                report = take_step(run, step, parts)
                 run.done = number + 1
-                hook.step_finished(run=run, report=report)
+                run.hook.step_finished(run=run, report=report)
                 if distributed.anyone(run.reason is not None):
                     run.stop("another process stopped")
                     break
-    except BaseException as caught:
-        error = caught
-        raise
-    finally:
-        hook.run_finished(run=run, error=error)
+        except BaseException as caught:
+            error = caught
+            raise
+        finally:
+            run.hook.run_finished(run=run, error=error)
     return run.reason or "done"
 
 
-def take_step(run: Run, step: Step, parts: list[Batch], seconds: float) -> Report:
+def take_step(run: Run, step: Step, parts: list[Batch]) -> Report:
     """One optimizer step over this process's microbatches."""
     sums: dict[str, Tensor] = {}
     for number, part in enumerate(parts):
@@ -190,7 +185,7 @@ def take_step(run: Run, step: Step, parts: list[Batch], seconds: float) -> Repor
     bad = {index: reason for part in parts for index, reason in part["bad"].items()}
     metrics = {key: value for key, value in means.items() if key not in ("", "loss")}
     ids = torch.cat([part["ids"] for part in parts])
-    return Report(step, ids, means["loss"], metrics, norm, norms, finite, amount, bad, seconds)
+    return Report(step, ids, means["loss"], metrics, norm, norms, finite, amount, bad)
 
 
 def forward_backward(run: Run, step: Step, number: int, part: Batch) -> tuple[Loss, Tensor]:

@@ -76,6 +76,11 @@ class Speech(Sequence[Sample]):
     def __len__(self) -> int:
         return COUNT
 
+    @property
+    def labels(self) -> list[int]:
+        """The label of each utterance, without speaking it."""
+        return [index % len(WORDS) for index in range(COUNT)]
+
     @overload
     def __getitem__(self, index: int) -> Sample: ...
     @overload

@@ -85,7 +85,8 @@ class BuiltIn:
 
     def __init__(self, field: str, modality: Modality) -> None:
         self.field, self.samples = field, modality.sample()
-        known = [sample.get("label") for sample in self.samples]
+        # A sample that is made when it is asked for may know its labels beforehand.
+        known = getattr(self.samples, "labels", None) or [sample.get("label") for sample in self.samples]
         self.labels: Names | None = [None if label is None else str(label) for label in known]
         self.notes = [
             f"no data was named: this is the built-in sample of {len(self.samples):,} {field} samples, to try things "

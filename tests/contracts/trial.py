@@ -60,7 +60,7 @@ def gradients(run: Run, parts: list[Batch], number: int = 0) -> tuple[loop.Repor
 
     hook = run.optimizer.register_step_pre_hook(keep)
     try:
-        return loop.take_step(run, run.step(number), parts, 0.0), found
+        return loop.take_step(run, run.step(number), parts), found
     finally:
         hook.remove()
 

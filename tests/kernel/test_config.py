@@ -157,7 +157,13 @@ def test_settings_survive_a_file(settings):
     assert {k: v for k, v in back.items() if v} == {k: v for k, v in settings.items() if v}
 
 
-def test_none_is_left_out_and_sections_nest():
+def test_none_has_a_word_and_sections_nest():
     text = to_toml({"preset": "tiny", "train": {"steps": None, "batch": 2}, "towers": {"a": {"backbone": {"x": 1}}}})
-    assert tomllib.loads(text) == {"preset": "tiny", "train": {"batch": 2}, "towers": {"a": {"backbone": {"x": 1}}}}
+    assert tomllib.loads(text) == {"preset": "tiny", "train": {"steps": "none", "batch": 2}, "towers": {"a": {"backbone": {"x": 1}}}}
     assert to_toml_value({"a": [1, True]}) == "{ a = [1, true] }"
+
+
+def test_an_option_that_may_be_open_is_opened_by_its_word():
+    assert check("train", TrainOptions, {"steps": "none"})["steps"] is None
+    with pytest.raises(ConfigError, match=r"train\.batch = 'none'"):
+        check("train", TrainOptions, {"batch": "none"})

@@ -71,7 +71,7 @@ def test_the_gradient_is_that_of_the_weighted_mean(toys):
     run.optimizer.step = lambda: None
     kept = []
     run.optimizer.zero_grad = lambda set_to_none: kept.extend(p.grad.clone() for p in run.parameters)
-    report = loop.take_step(run, step, parts, 0.0)
+    report = loop.take_step(run, step, parts)
     for ours, theirs in zip(kept, expected, strict=True):
         torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(report.loss, mean.detach())
@@ -90,7 +90,7 @@ def test_microbatches_train_as_the_whole_batch_does(toys):
 def test_clipping_scales_to_the_norm(toys):
     run = start(toys, train__clip=0.01)
     run.optimizer.zero_grad = lambda set_to_none: None
-    report = loop.take_step(run, run.step(0), run.loader.read(0), 0.0)
+    report = loop.take_step(run, run.step(0), run.loader.read(0))
     assert report.norm > 0.01
     clipped = torch.cat([p.grad.flatten() for p in run.parameters]).norm()
     torch.testing.assert_close(clipped, torch.tensor(0.01), rtol=1e-3, atol=0)
@@ -146,7 +146,7 @@ def test_a_step_that_is_not_finite_changes_nothing(toys):
 
     run.objective.forward = explode
     before = weights(run)
-    report = loop.take_step(run, run.step(0), run.loader.read(0), 0.0)
+    report = loop.take_step(run, run.step(0), run.loader.read(0))
     assert not report.finite
     same(before, weights(run))
 
@@ -195,7 +195,7 @@ def test_a_loss_that_trains_nothing_is_an_error(toys):
     run = start(toys)
     run.objective.forward = lambda batch, step: Loss(torch.zeros((), requires_grad=True))
     with pytest.raises(StateError, match="no parameter has a gradient"):
-        loop.take_step(run, run.step(0), run.loader.read(0), 0.0)
+        loop.take_step(run, run.step(0), run.loader.read(0))
 
 
 def test_calibration_runs_once_and_is_kept(toys, tmp_path):

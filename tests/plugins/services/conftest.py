@@ -71,6 +71,6 @@ def fake_report():
         metrics = {name: torch.tensor(value) for name, value in metrics.items()}
         finite = loss.isfinite() & norm.isfinite()
         amount = {"s of sound": 4.0}
-        return Report(Step(number, run.total, 3), ids, loss, metrics, norm, norms, finite, amount, bad or {}, 0.5)
+        return Report(Step(number, run.total, 3), ids, loss, metrics, norm, norms, finite, amount, bad or {})
 
     return make
