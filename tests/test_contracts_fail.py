@@ -107,6 +107,12 @@ class Attached(Sound):
         return Loss(loss, {"error": loss})
 
 
+class Waiting(Sound):
+    def forward(self, batch, step):
+        errors = self.errors(batch, step)
+        return Loss(errors[errors > 0].mean())
+
+
 class Closure(Sound):
     def collator(self, **modalities):
         collate = super().collator(**modalities)
@@ -134,6 +140,7 @@ WRONG = {
     "Local": {"test_two_processes_are_as_good_as_one"},
     "Infinite": {"test_a_step_has_a_finite_loss_and_finite_gradients", "test_it_trains_in_bf16"},
     "Attached": {"test_its_loss_is_a_scalar_with_detached_metrics"},
+    "Waiting": {"test_a_step_never_waits_for_the_host"},
     "Closure": {"test_its_collator_goes_to_workers"},
     "Foreign": {"test_its_product_is_a_tower"},
     "Undescribed": {"test_it_says_what_it_is"},

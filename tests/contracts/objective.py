@@ -15,6 +15,7 @@ from torch import Tensor
 from selfsup.kernel import Objective, Plugins, Run, Signal, Tower, compose, hookimpl, loop
 from selfsup.kernel.config import schema
 
+from .hollow import without_values
 from .ranks import ranks
 from .trial import BATCH, begin, exact_gradients, gradients
 
@@ -126,6 +127,13 @@ class ObjectiveContract:
             run.objective.load_state_dict(state)
         _same_batch(results[0][0], results[1][0])
         assert torch.equal(results[0][1], results[1][1]), "the loss depends on a global generator; use step.draw"
+
+    def test_a_step_never_waits_for_the_host(self) -> None:
+        """Tensors without values go through loss and gradient: what needs a value, or whose shape depends on one,
+        would make a GPU's host wait, and fails here. Views, which may differ by device, are the modality's promise."""
+        run = begin(self.name, self.options)
+        loss = without_values(run, run.loader.read(0)[0])
+        torch.autograd.backward([loss.total])
 
     def test_it_trains_in_bf16(self) -> None:
         run = begin(self.name, {**self.options, "train.precision": "bf16"}, dropout=True)
