@@ -79,6 +79,27 @@ class SimCLR(Objective):
             "optimizer.weight_decay": 1e-4,
             "optimizer.warmup": 0.01,
         },
+        "tiny": {  # grey digits of at most 28 pixels, on a CPU: a mirrored digit is another one, so nothing is flipped
+            "modality.size": 28,
+            "modality.patch": 4,
+            "modality.channels": 1,
+            "modality.flip_chance": 0.0,
+            "modality.grey_chance": 0.0,
+            "modality.blur_chance": 0.0,
+            "backbone.depth": 18,
+            "backbone.channels": 1,
+            "objective.width": 64,
+            "objective.temperature": 0.2,
+            "objective.extent": (0.2, 1.0),
+            "train.batch": 128,
+            "train.steps": 150,
+            "optimizer.name": "adamw",
+            "optimizer.lr": 2e-3,
+            "optimizer.reference_batch": 128,
+            "optimizer.scaling": "sqrt",
+            "optimizer.weight_decay": 0.05,
+            "optimizer.warmup": 0.1,
+        },
     }
 
     def __init__(

@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from selfsup.kernel import distributed
-from selfsup.kernel.compose import resolve
+from selfsup.kernel.compose import build, resolve
 from selfsup.kernel.contracts import Backbone, Modality, Signal, Stem, Step, Tower
 from selfsup.kernel.discovery import Plugins
 from selfsup.kernel.errors import ConfigError
 from selfsup.kernel.random import stream, tag
 from selfsup.plugins.objectives.simclr import SimCLR, nt_xent, spread_of, stacked
+from selfsup.plugins.services.optimizer import Optimizers
 
 STEP = Step(3, 10, seed=7)
 
@@ -231,9 +232,22 @@ def test_an_extent_that_is_no_range_of_shares_is_refused(extent):
 
 
 @pytest.mark.parametrize("preset", sorted(SimCLR.presets))
-def test_presets_name_options_that_exist(preset):
-    settings = resolve(Plugins(), {"preset": preset, "objective": {"name": "simclr"}})
-    assert settings["optimizer"]["reference_batch"] == 256
+def test_a_preset_makes_a_model_that_takes_images_of_its_size(preset):
+    plugins = Plugins()
+    settings = resolve(plugins, {"preset": preset, "objective": {"name": "simclr"}})
+    model = build(plugins, settings)
+    side, channels = settings["modality"]["size"], settings["modality"]["channels"]
+    raw = Signal(torch.zeros(2, channels, side, side, dtype=torch.uint8))
+    with torch.no_grad():
+        assert model({"encoder": raw, "ids": torch.arange(2)}, STEP).total.isfinite()
+
+
+def test_base_is_the_papers_recipe():
+    settings = resolve(Plugins(), {"preset": "base", "objective": {"name": "simclr"}})
+    service = Optimizers(**settings["optimizer"])
+    assert service.peak(settings["train"]["batch"]) == pytest.approx(4.8)  # section 2.2
+    assert (service.name, service.weight_decay, service.warmup * settings["train"]["epochs"]) == ("lars", 1e-6, 10)
+    assert (settings["train"]["batch"], settings["backbone"]["depth"], settings["objective"]["layers"]) == (4096, 50, 2)
 
 
 def worker(rank, folder):
