@@ -119,7 +119,7 @@ class Optimizers:
         """The recipe in a line, with the learning rate that this global batch gets."""
         peak = self.peak(batch)
         rate = f"lr {peak:g}"
-        if self.reference_batch and self.scaling != "none":
+        if self.reference_batch not in (None, batch) and self.scaling != "none":
             rate = f"lr {self.lr:g} at batch {self.reference_batch} -> {peak:g} at batch {batch} ({self.scaling})"
         curve = f"{self.schedule} after {100 * self.warmup:g} % warm-up" if self.warmup else self.schedule
         return f"{self.name}, {rate}, weight decay {self.weight_decay:g}, {curve}"

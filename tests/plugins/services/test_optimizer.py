@@ -136,9 +136,11 @@ def test_describe_says_how_the_rate_was_scaled():
     assert service.describe(1024) == (
         "lars, lr 0.3 at batch 256 -> 1.2 at batch 1024 (linear), weight decay 1e-06, cosine after 10 % warm-up"
     )
-    assert Optimizers(lr=1e-3, schedule="constant", warmup=0.0).describe(64) == (
-        "adamw, lr 0.001, weight decay 0.01, constant"
-    )
+    for service in (
+        Optimizers(schedule="constant", warmup=0),
+        Optimizers(schedule="constant", warmup=0, reference_batch=64),
+    ):
+        assert service.describe(64) == "adamw, lr 0.001, weight decay 0.01, constant"
 
 
 def test_every_step_sets_the_rate_from_the_step_alone():
