@@ -158,7 +158,7 @@ def test_chances_are_met() -> None:
 def test_choices_are_independent() -> None:
     modality = Image(size=32, jitter_chance=0.5, grey_chance=0.5, solarize_chance=0.5)
     count = 5000
-    plan = modality._plan(Signal(torch.zeros(count, 3, 1, 1)), EXTENT, draw(range(count)), 1.0)
+    plan = modality._plan(Signal(torch.zeros(count, 3, 8, 8)), EXTENT, draw(range(count)), 1.0)
     flipped = plan.columns[:, 0, 0] > plan.columns[:, -1, 0]
     place, gain, sigma = plan.active[:, :3].sum(1), plan.blend[:, 0, 0], plan.bands[:, 0, 0]
     choices = (flipped, plan.jittered, plan.greyed, plan.blurred, plan.solarized, place, gain, plan.turn, sigma)
