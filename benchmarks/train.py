@@ -1,6 +1,6 @@
 """Training steps a second of an objective here and in the best-known other code, on the same model.
 
-    python benchmarks/train.py wav2vec2 [--size tiny|base] [--steps N] [--threads N] [--json] [--profile]
+    python benchmarks/train.py wav2vec2 [--size small|base] [--steps N] [--threads N] [--json] [--profile]
 
 Both sides have the same weights, batch, threads and optimizer, in fp32 on the CPU without dropout. A step
 is all that training needs on a batch that is loaded: masks, negatives and noise, forward, backward and
@@ -136,7 +136,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = sorted(path.stem.removeprefix("train_") for path in Path(__file__).parent.glob("train_*.py"))
     parser.add_argument("objective", choices=names)
-    parser.add_argument("--size", default="base")
+    parser.add_argument("--size", default="small")
     parser.add_argument("--steps", type=int, default=5, help="of each side, after one to warm up")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", action="store_true", help="print all figures as JSON")

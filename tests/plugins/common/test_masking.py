@@ -53,6 +53,11 @@ def test_short_utterances_keep_one_frame_hidden_and_one_visible(frames: int) -> 
         assert (~hidden).any(1).all()
 
 
+def test_short_utterances_get_their_spans_shortened() -> None:
+    """12 frames get two spans of 5, which hide 6 frames where they overlap most and 10 where they do not."""
+    assert set(rows([12] * 500).sum(1).tolist()) == {6, 7, 8, 9, 10}
+
+
 def test_a_row_of_padding_hides_nothing() -> None:
     assert not rows([0, 60])[0].any()
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from selfsup.plugins.common import quantize
 from selfsup.plugins.common.quantize import GumbelQuantizer, perplexity, usage
 
 G, V, L, D = 2, 7, 5, 6
@@ -61,6 +62,31 @@ def test_usage_averages_over_valid_rows_alone() -> None:
     valid = torch.tensor([[True, True, False], [True, False, False]])
     torch.testing.assert_close(usage(chance, valid), chance[valid].mean(0))
     assert torch.equal(usage(chance, torch.zeros_like(valid)), torch.zeros(G, V))
+
+
+def test_usage_is_that_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unequal halves of a batch, each on its own process, give what the whole gives, and its gradient."""
+    chance = torch.rand(5, 3, G, V).softmax(-1).requires_grad_()
+    valid = torch.rand(5, 3) < 0.6
+    whole = usage(chance, valid)
+    weights = torch.rand(G, V)
+    (expected,) = torch.autograd.grad((whole * weights).sum(), chance)
+    sent: list[Tensor] = []
+    monkeypatch.setattr(quantize, "gather", lambda x: sent.append(x) or x)
+    usage(chance[2:], valid[2:])
+    monkeypatch.setattr(quantize, "gather", lambda x: torch.cat([x, sent[0].detach()]))
+    mine = usage(chance[:2], valid[:2])
+    torch.testing.assert_close(mine, whole)
+    (grad,) = torch.autograd.grad((mine * weights).sum(), chance)
+    torch.testing.assert_close(grad[:2], expected[:2])
+
+
+def test_the_first_logits_are_far_apart() -> None:
+    """The authors start the weights of the logits from normal(0, 1), and the codebook from uniform(0, 1)."""
+    q = GumbelQuantizer(200, 64, groups=2, entries=100)
+    assert abs(q.logits.weight.std() - 1) < 0.02
+    assert not q.logits.bias.any()
+    assert 0 <= q.codebook.min() < 0.01 < 0.99 < q.codebook.max() <= 1
 
 
 def test_perplexity_counts_the_codes_in_use() -> None:

@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfsup.kernel import Loss, Signal, Step, Tower
-from selfsup.kernel.config import check
+from selfsup.kernel.config import TrainOptions, check, nest
 from selfsup.kernel.errors import ConfigError
 from selfsup.plugins.backbones.transformer import Transformer
 from selfsup.plugins.modalities.audio import Audio
 from selfsup.plugins.objectives.wav2vec2 import Wav2Vec2, contrast, others
+from selfsup.plugins.services.optimizer import Optimizers
 
 SHORT = ((16, 10, 5), (16, 3, 2), (16, 2, 2))  # 20 samples a frame, 35 seen by one
 STEP = Step(3, 10, seed=5)
@@ -154,7 +155,17 @@ def test_draws_are_functions_of_the_sample() -> None:
     assert torch.equal(beside["hidden"][1, : len(hidden)], hidden)
     assert torch.equal(beside["negatives"][1, :n], alone["negatives"][0, :n])
     assert torch.equal(beside["noise"][1, :n], alone["noise"][0, :n])
-    assert not torch.equal(beside["noise"][0, :n], beside["noise"][1, :n])
+
+
+def test_no_two_samples_share_their_draws() -> None:
+    """Among twelve utterances of one length, some hide equally many frames: they still differ in all."""
+    _, drawn = seen(make(), batch_of([13] * 12))
+    counts = drawn["hidden"].sum(1)
+    pairs = [(a, b) for a in range(12) for b in range(a) if counts[a] == counts[b]]
+    assert pairs
+    for a, b in pairs:
+        for name in ("hidden", "negatives", "noise"):
+            assert not torch.equal(drawn[name][a, : counts[a]], drawn[name][b, : counts[a]]), name
 
 
 def test_negatives_are_uniform_over_the_other_hidden_frames() -> None:
@@ -239,12 +250,19 @@ def test_groups_that_do_not_share_the_width_are_refused() -> None:
 
 @pytest.mark.parametrize("preset", Wav2Vec2.presets)
 def test_presets_name_options_that_exist(preset: str) -> None:
-    settings = {**Wav2Vec2.presets["base"], **Wav2Vec2.presets[preset]}
-    for section, plugin in (("objective", Wav2Vec2), ("modality", Audio), ("backbone", Transformer)):
-        prefix = f"{section}."
-        options = {k.removeprefix(prefix): v for k, v in settings.items() if k.startswith(prefix)}
-        options.pop("name", None)
-        check(section, plugin, options)
+    plugins = {
+        "objective": Wav2Vec2,
+        "modality": Audio,
+        "backbone": Transformer,
+        "optimizer": Optimizers,
+        "train": TrainOptions,
+    }
+    settings = nest({**Wav2Vec2.presets["base"], **Wav2Vec2.presets[preset]})
+    assert settings.keys() == plugins.keys() - ({"objective"} if preset == "base" else set())
+    for section, options in settings.items():
+        if section in ("modality", "backbone"):
+            options.pop("name")
+        check(section, plugins[section], options)
 
 
 @pytest.mark.parametrize("norm_first", [False, True])
