@@ -4,13 +4,18 @@ import copy
 import inspect
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.fsdp import fully_shard
 
 from selfsup.kernel.config import check
 from selfsup.kernel.contracts import Loss, Objective, Step
@@ -263,3 +268,51 @@ def test_lars_takes_its_trust_and_momentum():
     moved = (objective.second.weight.detach() - before).norm() / before.norm()
     assert moved == pytest.approx(0.5 * 0.02, rel=1e-4)
     assert math.isclose(optimizer.param_groups[0]["momentum"], 0.9)
+
+
+class Shardable(Toy):
+    """The same without a parameter of no dimension, which FSDP2 refuses."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor([2.0]))
+
+
+def shard(rank, folder):
+    """One of two processes that share every parameter by FSDP2; each sees half of the batch."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    found = {}
+    for name in NAMES:
+        model = fully_shard(Shardable())
+        optimizer = Optimizers(name=name, lr=0.05).build_optimizer(model, 1)
+        train_with_a_gap(model, optimizer, lambda data: data.chunk(2)[rank])
+        found[name] = [p.full_tensor().detach() for p in model.parameters()]
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def train_with_a_gap(model, optimizer, part):
+    """Three steps, of which the second is left out."""
+    for number in range(3):
+        data = torch.randn(8, 6, generator=torch.Generator().manual_seed(number))
+        model(part(data), Step(number, 3)).total.backward()
+        optimizer.found_inf, optimizer.grad_scale = torch.tensor(float(number == 1)), None
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+def test_sharded_parameters_are_updated_as_whole_ones_are(tmp_path):
+    command = [sys.executable, str(Path(__file__)), str(tmp_path)]
+    started = [subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE) for rank in range(2)]
+    for process in started:
+        _, error = process.communicate(timeout=120)
+        assert process.returncode == 0, error.decode()
+    for name in NAMES:
+        model = Shardable()
+        train_with_a_gap(model, Optimizers(name=name, lr=0.05).build_optimizer(model, 1), lambda data: data)
+        for rank in range(2):
+            torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt")[name], weights(model), rtol=1e-4, atol=1e-6)
+
+
+if __name__ == "__main__":
+    shard(int(sys.argv[2]), sys.argv[1])
