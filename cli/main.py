@@ -114,8 +114,9 @@ def say(text: str) -> None:
 def leave(code: int) -> NoReturn:
     """End the process; one of several ends at once.
 
-    A thread that waits for the others could hold one that failed, and gloo's threads abort an interpreter
-    that ends in good order now and then (seen in 2 of 6 runs of 4 processes).
+    A thread that waits for the others could hold one that failed. And ending in good order is not safe: gloo's
+    threads abort the interpreter now and then (seen in 2 of 6 runs of 4 processes), and a model under DDP that
+    is freed after its process group was destroyed can wait for ever.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         sys.stdout.flush()

@@ -76,7 +76,7 @@ def train(
             click.echo(line)
         if as_json:
             click.echo(json.dumps(report))
-    distributed.leave()
+    distributed.barrier()  # the process ends without leaving the group: see cli/main.py
 
 
 def _settings(plugins: Plugins, asked: Asked, out: Path | None, resume: bool) -> Settings:

@@ -32,7 +32,7 @@ def join(device: torch.device, timeout: float) -> None:
 
 
 def leave() -> None:
-    """Leave the process group, if there is one."""
+    """Leave the process group, if there is one. What is wrapped by DDP must be gone before."""
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -118,6 +118,7 @@ def test_killed_at_random_moments_ends_with_the_same_weights(alone, tmp_path):
         wait_for(folder / "metrics.jsonl", process)
         time.sleep(1.2 * chosen.random())
         if process.poll() is not None:
+            finish(process)
             break
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from selfsup.kernel.random import WORD, philox
+from selfsup.kernel.random import words
 
 from ._launch import can_launch, programs
 
@@ -35,17 +35,14 @@ def random_bits(ids: Tensor, count: int, key: tuple[int, int], start: int = 0) -
     return out
 
 
-def random_bits_reference(ids: Tensor, count: int, key: tuple[int, int], start: int = 0) -> Tensor:
-    """What `random_bits` must equal, in torch's int64 arithmetic."""
-    groups = torch.arange(start, start + -(-count // 4), device=ids.device) + ids[:, None] * 0  # [B, G]
-    words = philox((groups, (ids & WORD)[:, None], (ids >> 32)[:, None], torch.zeros_like(groups)), key)
-    return torch.stack(words, -1).flatten(1)[:, :count].contiguous()  # [B, N]
+random_bits_reference = words
+"""What `random_bits` must equal, in torch's int64 arithmetic."""
 
 
 @torch.library.custom_op("selfsup::random_bits", mutates_args=())
 def _random_bits(ids: Tensor, count: int, low: int, high: int, start: int) -> Tensor:
     if not can_launch(ids):
-        return random_bits_reference(ids, count, (low, high), start)
+        return words(ids, count, (low, high), start)
     ids = ids.contiguous()
     out = ids.new_empty(len(ids), count)
     if groups := len(ids) * -(-count // 4):
