@@ -67,7 +67,7 @@ class Contest:
         hidden, sampled = self.peer_choices()
         noise = Step(0, 1, seed).draw("gumbel", torch.arange(self.samples))
         noise_all = noise.gumbel(self.frames, *self.ours.quantize.codebook.shape[:2])  # [B, T, G, V]
-        index, _ = pack(hidden, capacity(self.frames, **self.ours.spans))  # [B, M]
+        index, _ = pack(hidden, capacity(self.frames, self.ours.spans))  # [B, M]
         within = sampled - torch.arange(self.samples)[:, None, None] * self.frames  # [B, T, K], a place in its row
         place = (
             (hidden.cumsum(1) - 1).clamp(min=0)[:, :, None].expand_as(within).gather(1, within)

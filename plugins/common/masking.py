@@ -17,6 +17,8 @@ Shapes: B batch, T tokens, M capacity (the most tokens that a row can hide), D w
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,18 +26,27 @@ from torch import Tensor
 from selfsup.kernel import Stream
 
 
-def span_mask(draw: Stream, real: Tensor, *, share: float, length: int, least: int) -> Tensor:
+class Spans(NamedTuple):
+    """How much to hide."""
+
+    share: float  # of the tokens, were there no overlaps; 0 < share < 1
+    length: int  # tokens in a span
+    least: int  # spans in a row, at least 1
+
+
+def span_mask(draw: Stream, real: Tensor, spans: Spans) -> Tensor:
     """Hide spans of every row: [B, T] bool.
 
-    `real` [B, T] bool says which tokens are not padding; they come first in their row. `least` is the
-    smallest number of spans. A row too short for that many spans of `length` gets shorter ones, so
-    that one token stays visible wherever there are two, and one is hidden wherever there is one.
+    `real` [B, T] bool says which tokens are not padding; they come first in their row. A row too short
+    for the least number of spans of full length gets shorter ones, so that one token stays visible
+    wherever there are two, and one is hidden wherever there is one.
     """
     frames = real.sum(1, keepdim=True)  # [B, 1]
-    size = ((frames - 1) // least).clamp(1, length)  # [B, 1]
+    size = ((frames - 1) // spans.least).clamp(1, spans.length)  # [B, 1]
     most = ((frames - 1) // size).clamp(min=1)  # [B, 1]
     # In float32, rounding could give one span more than `capacity` provides for.
-    count = (share * frames.double() / size + draw.uniform(1)).long().clamp(min=least).minimum(most)  # [B, 1]
+    count = (spans.share * frames.double() / size + draw.uniform(1)).long()  # [B, 1]
+    count = count.clamp(min=spans.least).minimum(most)
     place = torch.arange(real.shape[1], device=real.device)  # [T]
     # A row draws the same keys however long its neighbours are: what is beyond its last start sorts last.
     keys = draw.bits(len(place)).masked_fill(place > frames - size, 2**32)  # [B, T]
@@ -45,9 +56,9 @@ def span_mask(draw: Stream, real: Tensor, *, share: float, length: int, least: i
     return (begun[:, 1:] > ended) & real
 
 
-def capacity(tokens: int, *, share: float, length: int, least: int) -> int:
+def capacity(tokens: int, spans: Spans) -> int:
     """M: the most tokens that `span_mask` hides in a row of at most this many."""
-    return min(tokens, max(least, int(share * tokens / length) + 1) * length)
+    return min(tokens, max(spans.least, int(spans.share * tokens / spans.length) + 1) * spans.length)
 
 
 def pack(hidden: Tensor, size: int) -> tuple[Tensor, Tensor]:

@@ -44,7 +44,7 @@ class GumbelQuantizer(nn.Module):
 
     def forward(self, x: Tensor, noise: Tensor | None = None, temperature: float = 1.0) -> Quantized:
         """Quantise x [..., L]; noise [..., G, V] is standard Gumbel, or None for the likeliest code."""
-        logits = self.logits(x).unflatten(-1, self.codebook.shape[:2])  # [..., G, V]
+        logits: Tensor = self.logits(x).unflatten(-1, self.codebook.shape[:2])  # [..., G, V]
         scores = (logits if noise is None else logits + noise) / temperature
         vectors, codes = _Choose.apply(scores, self.codebook)  # type: ignore[no-untyped-call]
         return Quantized(vectors.flatten(-2), codes, logits)  # [..., D], [..., G], [..., G, V]
@@ -58,7 +58,7 @@ class _Choose(Function):
         groups, entries, _ = codebook.shape
         codes = scores.argmax(-1)  # [..., G]
         rows = codes + torch.arange(groups, device=codes.device) * entries  # [..., G], into the flat codebook
-        vectors = codebook.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, codes.shape)  # [..., G, D / G]
+        vectors = codebook.flatten(0, 1).index_select(0, rows.flatten()).view(*codes.shape, -1)  # [..., G, D / G]
         ctx.save_for_backward(scores, codebook, rows)
         ctx.mark_non_differentiable(codes)
         return vectors, codes

@@ -31,6 +31,7 @@ frames that can be hidden, K negatives, G groups of V codebook entries.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar
@@ -42,7 +43,7 @@ from torch.autograd import Function
 
 from selfsup.kernel import Batch, Loss, Objective, Signal, Step, Stream, Tower, about
 from selfsup.kernel.errors import ConfigError
-from selfsup.plugins.common.masking import capacity, pack, pick, span_mask
+from selfsup.plugins.common.masking import Spans, capacity, pack, pick, span_mask
 from selfsup.plugins.common.quantize import GumbelQuantizer, perplexity, usage
 
 
@@ -151,7 +152,7 @@ class Wav2Vec2(Objective):
             raise ConfigError(f"objective.width = {width} cannot be shared by {groups} groups; choose a multiple")
         self.encoder, self.negatives, self.temperature = encoder, negatives, temperature
         self.hot, self.cold, self.cooling = hot, cold, cooling
-        self.spans = {"share": mask_share, "length": mask_length, "least": least_spans}
+        self.spans = Spans(mask_share, mask_length, least_spans)
         self.diversity, self.penalty, self.feature_scale = diversity, penalty, feature_scale
         self.dropout_input, self.dropout_features = nn.Dropout(dropout_input), nn.Dropout(dropout_features)
         self.hidden = nn.Parameter(torch.rand(encoder.width))
@@ -163,15 +164,16 @@ class Wav2Vec2(Objective):
         """Hide, draw the negatives and the noise, and score; every draw is a function of the utterance's id."""
         ids = batch["ids"]
         local = self.latents(batch["encoder"])  # [B, T, L]
-        hidden = span_mask(step.draw("mask", ids), local.real(), **self.spans)  # [B, T]
-        size = capacity(hidden.shape[1], **self.spans)
+        hidden = span_mask(step.draw("mask", ids), local.real(), self.spans)  # [B, T]
+        size = capacity(hidden.shape[1], self.spans)
         negatives = others(step.draw("negatives", ids), hidden.sum(1), size, self.negatives)  # [B, M, K]
         noise = step.draw("gumbel", ids).gumbel(size, *self.quantize.codebook.shape[:2]) if self.training else None
         return self.score(local, hidden, negatives, noise, self.gumbel_temperature(step))
 
     def gumbel_temperature(self, step: Step) -> float:
         """From `hot` to `cold`, by equal factors over the first `cooling` of the run."""
-        return self.hot * (self.cold / self.hot) ** min(1.0, step.fraction / self.cooling)
+        cooled = min(1.0, step.fraction / self.cooling)
+        return self.hot * math.exp(cooled * math.log(self.cold / self.hot))
 
     def latents(self, raw: Signal) -> Signal:
         """What the convolutions see, before its normalisation: [B, T, L]. Scales the gradient on its way back."""

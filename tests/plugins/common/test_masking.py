@@ -2,17 +2,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from selfsup.kernel import stream
-from selfsup.plugins.common.masking import capacity, pack, pick, span_mask
+from selfsup.plugins.common.masking import Spans, capacity, pack, pick, span_mask
 
-PAPER = {"share": 0.65, "length": 10, "least": 2}
+PAPER = Spans(share=0.65, length=10, least=2)
 
 
-def rows(lengths: list[int], total: int | None = None, ids: list[int] | None = None, **spans: float) -> torch.Tensor:
+def rows(lengths: list[int], total: int | None = None, ids: list[int] | None = None, spans: Spans = PAPER) -> Tensor:
     real = torch.arange(total or max(lengths)) < torch.tensor(lengths)[:, None]
     draw = stream(0, "mask", torch.tensor(ids or range(len(lengths))))
-    return span_mask(draw, real, **{**PAPER, **spans})
+    return span_mask(draw, real, spans)
 
 
 @pytest.mark.parametrize(("frames", "share"), [(50, 0.507), (780, 0.490)])
@@ -24,14 +25,14 @@ def test_the_share_that_ends_up_hidden_is_the_definitions(frames: int, share: fl
 
 def test_the_number_of_spans_is_rounded_at_random() -> None:
     """15 frames in spans of 1: int(0.65 * 15 + U) is 9 in a quarter of the rows and 10 in the others."""
-    counts = rows([15] * 4000, length=1).sum(1)
+    counts = rows([15] * 4000, spans=PAPER._replace(length=1)).sum(1)
     assert set(counts.tolist()) == {9, 10}
     assert abs((counts == 10).float().mean() - 0.75) < 0.03
 
 
 def test_every_start_is_equally_likely() -> None:
     """One span of 3 in 12 frames has ten starts; a middle frame is hidden three times as often as the first."""
-    hidden = rows([12] * 20000, share=0.01, length=3, least=1)
+    hidden = rows([12] * 20000, spans=Spans(0.01, 3, 1))
     assert (hidden.sum(1) == 3).all()
     assert torch.allclose(hidden.float().mean(0) * 10, torch.tensor([1, 2, *[3] * 8, 2, 1]).float(), atol=0.12)
 
@@ -72,13 +73,11 @@ def test_rows_differ() -> None:
     assert len(rows([100] * 50).unique(dim=0)) == 50
 
 
-@pytest.mark.parametrize(
-    "spans", [PAPER, {"share": 0.8, "length": 10, "least": 2}, {"share": 0.3, "length": 3, "least": 4}]
-)
-def test_the_capacity_holds_every_row(spans: dict[str, float]) -> None:
+@pytest.mark.parametrize("spans", [PAPER, Spans(0.8, 10, 2), Spans(0.3, 3, 4)])
+def test_the_capacity_holds_every_row(spans: Spans) -> None:
     for total in (1, 2, 5, 19, 20, 21, 22, 30, 31, 46, 47, 100, 333):
-        most = int(rows([*range(1, total + 1)] * (1 + 500 // total), total=total, **spans).sum(1).max())
-        assert most <= capacity(total, **spans) <= total  # type: ignore[arg-type]
+        most = int(rows([*range(1, total + 1)] * (1 + 500 // total), total=total, spans=spans).sum(1).max())
+        assert most <= capacity(total, spans) <= total
 
 
 def test_pack_and_pick_put_the_hidden_tokens_side_by_side() -> None:
