@@ -11,18 +11,23 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
+WIDE = 4  # panels in a row
+
 
 def draw(run: Path, out: Path) -> None:
     """Loss and metrics against the step, one panel each."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
-    steps = [row["step"] for row in rows]
-    panels = {"loss": [row["loss"] for row in rows]}
-    panels |= {name: [row["metrics"][name] for row in rows] for name in rows[0]["metrics"]}
-    figure, axes = plt.subplots(1, len(panels), figsize=(3.2 * len(panels), 2.6), layout="constrained")
-    for axis, (name, values) in zip(axes, panels.items(), strict=True):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    steps = [row["step"] for row in lines]
+    panels = {"loss": [row["loss"] for row in lines]}
+    panels |= {name: [row["metrics"][name] for row in lines] for name in lines[0]["metrics"]}
+    rows = -(-len(panels) // WIDE)
+    figure, axes = plt.subplots(rows, WIDE, figsize=(2.6 * WIDE, 2.1 * rows), layout="constrained", squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    for axis, (name, values) in zip(axes.flat, panels.items(), strict=False):
         axis.plot(steps, values, linewidth=1, color="#2b6cb0")
-        axis.set_title(name, fontsize=10)
-        axis.set_xlabel("step", fontsize=9)
+        axis.set_title(name.replace("_", " "), fontsize=10)
+        axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(out, dpi=110)
 
