@@ -96,3 +96,12 @@ def test_the_kernel_compiles_for_gpus_that_are_not_here(compile_ahead, spilled):
     compiled = compile_ahead(philox._random_bits_kernel, signature, BLOCK=philox.BLOCK)
     assert compiled.metadata.shared <= 4 * 8 * philox.BLOCK
     assert spilled(compiled) == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize(("rows", "count"), SHAPES)
+def test_the_kernel_on_a_gpu_equals_the_reference(rows, count):
+    ids = tag(2**22, torch.arange(rows)) + 2**33
+    for key in KEYS:
+        got = random_bits(ids.cuda(), count, key, 9)
+        assert torch.equal(got.cpu(), random_bits_reference(ids, count, key, 9))
