@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from rich.console import Console as Terminal
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
 from selfsup.kernel import distributed
@@ -21,9 +22,24 @@ from selfsup.kernel.config import about
 from selfsup.kernel.hookspecs import hookimpl
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rich.console import RenderableType
+
     from selfsup.kernel.loop import Report, Run
 
 NAMED = 5  # bad samples that are shown one by one; the rest are counted
+
+
+class Bar(Progress):
+    """A bar, and under it the newest readings, over as many lines as they take."""
+
+    readings = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The bar first: in one line with the readings it would lose its place to them."""
+        yield from super().get_renderables()
+        yield Text(self.readings)
 
 
 class Console:
@@ -38,7 +54,7 @@ class Console:
     ) -> None:
         self.every, self.pause, self.style = every, pause, style
         self.terminal = Terminal(highlight=False)
-        self.bar: Progress | None = None
+        self.bar: Bar | None = None
         self.silent = style == "off"
 
     @hookimpl
@@ -85,14 +101,9 @@ class Console:
             self._line("skipped", f"{self.bad} samples in all, for reasons like those of the first {NAMED} above")
 
     def _start_bar(self, run: Run) -> None:
-        columns = (
-            MofNCompleteColumn(),
-            BarColumn(24),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[line]}", markup=False),
-        )
-        self.bar = Progress(*columns, console=self.terminal, auto_refresh=False)
-        self.task = self.bar.add_task("", total=run.total, completed=run.first, line="")
+        columns = (MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
+        self.bar = Bar(*columns, console=self.terminal, auto_refresh=False)
+        self.task = self.bar.add_task("", total=run.total, completed=run.first)
         self.bar.start()
 
     def _show(self, run: Run, report: Report, done: int) -> None:
@@ -102,7 +113,7 @@ class Console:
         self.since, self.window = now, Counter()
         facts = [f"{name} {value:.4g}" for name, value in values.items()]
         if self.bar:
-            self.bar.update(self.task, line=" · ".join([*facts, *rates, memory(run.device)]))
+            self.bar.readings = " · ".join([*facts, *rates, memory(run.device)])
             return
         left = (now - self.began) / (done - run.first) * (run.total - done)
         facts = [f"step {done}/{run.total}", *facts, *rates, f"{clock(left)} left", memory(run.device)]
@@ -110,16 +121,20 @@ class Console:
         self.terminal.file.flush()
 
     def _line(self, label: str, text: str) -> None:
-        whole = not self.terminal.is_terminal  # a file gets whole lines, whatever their length
-        self.terminal.print(Text(f"{label:<10}", "bold"), Text(text), sep="", soft_wrap=whole)
+        if not self.terminal.is_terminal:  # a file gets whole lines, whatever their length
+            self.terminal.print(Text(f"{label:<10}{text}"), soft_wrap=True)
+            return
+        line = Table.grid()
+        line.add_column(width=10)
+        line.add_column(overflow="fold")
+        line.add_row(Text(label, "bold"), Text(text))
+        self.terminal.print(line)
 
     def _name_bad(self, run: Run, report: Report) -> None:
         for index, reason in report.bad.items():
             self.bad += 1
             if self.bad <= NAMED:
-                self.terminal.print(
-                    Text(f"{'skipped':<10}", "bold"), Text(f"{run.source.name(index)}: {reason}"), sep=""
-                )
+                self._line("skipped", f"{run.source.name(index)}: {reason}")
 
 
 def opening(run: Run) -> list[tuple[str, str]]:

@@ -10,11 +10,11 @@ from selfsup.plugins.services import console
 from selfsup.plugins.services.console import Console, clock
 
 
-def show(run, report, numbers=(), terminal=False, **options):
+def show(run, report, numbers=(), terminal=False, width=200, **options):
     """Everything that was printed for these steps."""
     service = Console(**options)
     out = io.StringIO()
-    service.terminal = Terminal(file=out, force_terminal=terminal, width=200, highlight=False)
+    service.terminal = Terminal(file=out, force_terminal=terminal, width=width, highlight=False)
     service.run_started(run)
     for number in numbers:
         service.step_finished(run, report(run, number, accuracy=0.25))
@@ -74,6 +74,24 @@ def test_a_terminal_gets_a_bar(fake_run, fake_report):
     assert "20/20" in text
     assert "━" in text
     assert "loss 1.5" in text
+
+
+def test_many_readings_do_not_push_the_bar_out_of_a_narrow_terminal(fake_run, fake_report):
+    def report(run, number, **metrics):
+        return fake_report(run, number, **dict.fromkeys(["one long name", "another long name", "a third one"], 0.1))
+
+    text = show(fake_run(), report, range(20), terminal=True, width=60)
+    assert "20/20" in text
+    assert "━" in text
+    assert "third one 0.1" in text
+    assert "samples/s" in text
+
+
+def test_a_long_note_is_indented_in_a_terminal(fake_run, fake_report):
+    run = fake_run()
+    run.source.notes = ["left out " * 12]
+    text = show(run, fake_report, terminal=True, width=60)
+    assert "\n          left out" in text
 
 
 def test_bad_samples_are_named_then_counted(fake_run, fake_report):
