@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .errors import ConfigError
 
@@ -75,6 +76,13 @@ def gather(x: Tensor) -> Tensor:
         return x
     gathered: Tensor = _Gather.apply(x)  # type: ignore[no-untyped-call]
     return gathered
+
+
+def split_like(x: Tensor, like: Tensor) -> Tensor:
+    """This process's shard of x, whole on every process, if `like` is sharded and of the shape of x; otherwise x."""
+    if isinstance(like, DTensor) and x.shape == like.shape:
+        return distribute_tensor(x.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    return x
 
 
 class _Gather(torch.autograd.Function):

@@ -13,13 +13,7 @@ from typing import Any
 import pluggy
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
+from torch.distributed.checkpoint import state_dict as dcp
 from torch.optim import Optimizer
 
 from . import distributed, state
@@ -31,7 +25,7 @@ from .loader import Loader, to_device
 from .precision import autocast
 from .random import key_of
 
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+WHOLE = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 @dataclass(frozen=True)
@@ -106,8 +100,8 @@ class Run:
         """Write a checkpoint of the state after the steps done so far; all processes call this together."""
         if self.folder is None or self.done == 0:
             return None
-        model = get_model_state_dict(self.objective, options=WHOLE)
-        optimizer: Any = get_optimizer_state_dict(self.objective, self.optimizer, options=WHOLE)
+        model = dcp.get_model_state_dict(self.objective, options=WHOLE)
+        optimizer: Any = dcp.get_optimizer_state_dict(self.objective, self.optimizer, options=WHOLE)
         written, failure = None, None
         if distributed.rank() == 0:  # the others got nothing
             moments = {f"{name}:{key}": t for name, own in optimizer["state"].items() for key, t in own.items()}
@@ -125,13 +119,22 @@ class Run:
 
     def restore(self, tensors: Mapping[str, Mapping[str, Any]], facts: Mapping[str, Any]) -> None:
         """Go on from what a checkpoint holds."""
-        set_model_state_dict(self.objective, dict(tensors["model"]), options=WHOLE)
-        moments: dict[str, Any] = {}
+        dcp.set_model_state_dict(self.objective, dict(tensors["model"]), options=WHOLE)
+        moments: dict[str, dict[str, Any]] = {}
         for key, tensor in tensors["optimizer"].items():
             name, _, moment = key.rpartition(":")
             moments.setdefault(name, {})[moment] = tensor
-        optimizer = {"state": moments, "param_groups": facts["optimizer"]}
-        set_optimizer_state_dict(self.objective, self.optimizer, optimizer, options=WHOLE)
+        # Not set_optimizer_state_dict: it refuses parameters that had no gradient yet, and optimizers without state.
+        names = {p: name for name, p in self.objective.named_parameters()}
+        ordered = [p for group in self.optimizer.param_groups for p in group["params"]]
+        kept = {
+            number: {key: distributed.split_like(t, p) for key, t in moments[names[p]].items()}
+            for number, p in enumerate(ordered)
+            if names[p] in moments
+        }
+        packed = zip(facts["optimizer"], self.optimizer.state_dict()["param_groups"], strict=True)
+        groups = [{**saved, "params": own["params"]} for saved, own in packed]
+        self.optimizer.load_state_dict({"state": kept, "param_groups": groups})
         self.first = self.done = int(facts["step"])
         self.skipped = {int(index): reason for index, reason in facts["skipped"].items()}
 

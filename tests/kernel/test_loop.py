@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 
-from selfsup.kernel import Loss, compose, hookimpl, loop
+from selfsup.kernel import Loss, compose, hookimpl, loop, state
 from selfsup.kernel.errors import DataError, StateError
 
 
@@ -124,6 +124,36 @@ def test_three_resumes_and_one_after_the_end(toys, tmp_path):
     same(weights(whole), weights(last))
     after = start(toys, tmp_path, resume=True, train__steps=26)
     assert (after.first, loop.train(after)) == (26, "done")
+
+
+def with_sgd(run):
+    """The run with an optimizer that keeps nothing."""
+    run.optimizer = torch.optim.SGD(run.parameters, lr=0.1, fused=True)
+    return run
+
+
+def without_head(run):
+    """The run with a head that gets no gradient in its first steps, as a layer that layer drop leaves out."""
+
+    def drop(*_):
+        if run.done < 4:
+            run.objective.head.zero_grad(set_to_none=True)
+
+    run.optimizer.register_step_pre_hook(drop)
+    return run
+
+
+@pytest.mark.parametrize("change", [with_sgd, without_head])
+def test_a_parameter_may_have_no_optimizer_state_yet(toys, tmp_path, change):
+    whole = change(start(toys))
+    loop.train(whole)
+    stop = Listener(2, lambda run: (run.save(), run.stop("test")))
+    loop.train(change(start(toys, tmp_path, listener=stop)))
+    second = change(start(toys, tmp_path))
+    second.restore(*state.load(state.newest(tmp_path / "checkpoints")[0]))
+    assert loop.train(second) == "done"
+    assert second.first == 2
+    same(weights(whole), weights(second))
 
 
 def test_a_resume_uses_the_checkpoint_before_a_damaged_one(toys, tmp_path):
