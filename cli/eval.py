@@ -24,13 +24,16 @@ TITLES = {
 }
 
 
-@click.group()
-def evaluate() -> None:
+@click.group(invoke_without_command=True)
+@click.pass_context
+def evaluate(context: click.Context) -> None:
     """Judge a run's features, beside random ones, raw input and chance.
 
     Labelled data is needed, labels serve nothing else. They are found in class folders (cat/1.jpg, dog/2.jpg),
     in a column of a table, or in file names, by a regular expression: --label '^(\\d)_'
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 def _files(flag: str, name: str, text: str) -> Any:
