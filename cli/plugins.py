@@ -105,7 +105,7 @@ def _print_facts(fact: dict[str, Any]) -> None:
     if fact.get("options"):
         grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
         for column in ("option", "type", "default", "range", "what it is"):
-            grid.add_column(column, overflow="fold")
+            grid.add_column(column, overflow="fold", no_wrap=column == "option")  # a name is there to be copied
         for o in fact["options"]:
             grid.add_row(*(Text(o[key]) for key in ("name", "type", "default", "range", "about")))
         console.print(grid)

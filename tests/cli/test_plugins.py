@@ -33,6 +33,10 @@ def test_a_plugin_shows_paper_presets_and_options(toys):
     assert share.split() == ["share", "float", "0.4", ">", "0,", "<", "1", "of", "nothing", "at", "all"]
 
 
+def test_names_of_options_are_whole_however_narrow_the_terminal(toys):
+    assert "\n solarize_chance " in toys("plugins", "image")[0]
+
+
 def test_a_plugin_as_json(toys):
     (facts,) = json.loads(toys("plugins", "mixer", "--json")[0])
     assert facts["kind"] == "backbone"
