@@ -64,7 +64,7 @@ class Console:
         self.began = self.since = time.perf_counter()
         self.shown_at = 0.0  # of the newest line, on the same clock
         self.window: Counter[str] = Counter()  # unit -> how much since the last reading
-        self.bad = 0
+        self.bad: set[int] = set()  # samples, by index; each epoch meets them again
         if self.silent:
             return
         for label, text in opening(run):
@@ -97,8 +97,8 @@ class Console:
         if self.bar:
             self.bar.stop()
             self.bar = None
-        if not self.silent and self.bad > NAMED:
-            self._line("skipped", f"{self.bad} samples in all, for reasons like those of the first {NAMED} above")
+        if not self.silent and len(self.bad) > NAMED:
+            self._line("skipped", f"{len(self.bad)} samples in all, for reasons like those of the first {NAMED} above")
 
     def _start_bar(self, run: Run) -> None:
         columns = (MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
@@ -132,8 +132,10 @@ class Console:
 
     def _name_bad(self, run: Run, report: Report) -> None:
         for index, reason in report.bad.items():
-            self.bad += 1
-            if self.bad <= NAMED:
+            if index in self.bad:
+                continue
+            self.bad.add(index)
+            if len(self.bad) <= NAMED:
                 self._line("skipped", f"{run.source.name(index)}: {reason}")
 
 
