@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from . import distributed, state
 from .config import SECTIONS, Settings, TrainOptions, check, merge, nest, read_toml
@@ -228,8 +229,20 @@ def load_weights(objective: Objective, folder: Path) -> int:
     try:
         objective.load_state_dict(tensors["model"])
     except RuntimeError as cause:
-        raise StateError(f"the weights of {folder} do not fit this model: {cause}") from None
+        kind = ", ".join(facts["settings"][section]["name"] for section in ("objective", "backbone"))
+        why = _misfit(tensors["model"], objective.state_dict()) or cause
+        raise StateError(f"the weights of {folder} ({kind}) do not fit this model: {why}") from None
     return int(facts["step"])
+
+
+def _misfit(have: Mapping[str, Tensor], want: Mapping[str, Tensor]) -> str:
+    """How the tensors of a checkpoint differ from a model's: counts, and one of each sort by name."""
+    kinds = {
+        "missing": [name for name in want if name not in have],
+        "unknown here": [name for name in have if name not in want],
+        "of another shape": [name for name in want if name in have and have[name].shape != want[name].shape],
+    }
+    return ", ".join(f"{len(names)} tensors are {kind} ({names[0]})" for kind, names in kinds.items() if names)
 
 
 def restore(
