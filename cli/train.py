@@ -64,6 +64,9 @@ def train(
         raise click.UsageError("--resume goes on with a run and --from begins one; give one of them", context)
     if resume and out is None:
         raise click.UsageError("--resume needs the folder of the run: --out FOLDER", context)
+    if weights_from and asked.names_nothing:
+        example = f"ssl train {weights_from / RUN_FILE} --from {weights_from}"
+        raise click.UsageError(f"--from gives weights and no settings; name those too, as in {example}", context)
     plugins = plugins_of(context)
     settings = _settings(plugins, asked, out, resume)
     folder = claim(out or default_folder(settings), resume)

@@ -49,6 +49,13 @@ def test_help_lists_commands_with_their_summaries(ssl):
     assert out == ssl()[0]
 
 
+def test_a_group_without_a_command_shows_its_help(ssl):
+    out, err = ssl("eval")
+    assert "knn" in out
+    assert "probe" in out
+    assert err == ""
+
+
 def test_version(ssl):
     assert ssl("--version")[0].startswith("selfsup ")
 
@@ -62,6 +69,7 @@ def test_version(ssl):
         (["plugins", "--kind", "objektives"], "objektives"),
         (["train", "--resume"], "--resume needs the folder of the run"),
         (["train", "--resume", "--out", "x", "--from", "y"], "give one of them"),
+        (["train", "--from", "runs/x"], "ssl train runs/x/run.toml --from runs/x"),
     ],
 )
 def test_wrong_usage_exits_with_2(ssl, args, message):
