@@ -11,7 +11,7 @@ import click
 from selfsup.kernel.errors import DivergedError
 
 from .installed import plugins_of
-from .selection import Asked, selection
+from .selection import Asked, oversized, selection
 
 if TYPE_CHECKING:
     from selfsup.kernel.config import Settings
@@ -31,8 +31,12 @@ def check(context: click.Context, asked: Asked, as_json: bool) -> None:
     Exits with 1 and the reason if something fails. --batch checks a whole batch instead of a few samples.
     """
     plugins = plugins_of(context)
-    run, found = _step(plugins, _small(plugins, asked))
-    from selfsup.kernel import distributed
+    from selfsup.kernel import compose, distributed
+
+    settings = compose.resolve(plugins, *asked.layers(plugins))
+    batch = settings["train"]["batch"]
+    run, found = _step(plugins, _small(settings, asked))
+    run.notes += oversized(batch, len(run.source))
 
     if distributed.rank() == 0:
         if as_json:
@@ -42,11 +46,8 @@ def check(context: click.Context, asked: Asked, as_json: bool) -> None:
     distributed.barrier()  # the process ends without leaving the group: see cli/main.py
 
 
-def _small(plugins: Plugins, asked: Asked) -> Settings:
+def _small(settings: Settings, asked: Asked) -> Settings:
     """The settings asked for, but for one step, a few samples and no output."""
-    from selfsup.kernel import compose
-
-    settings = compose.resolve(plugins, *asked.layers(plugins))
     settings["train"]["steps"] = 1
     if asked.flags["batch"] is None:
         settings["train"]["batch"] = min(FEW, settings["train"]["batch"])

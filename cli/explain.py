@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .installed import plugins_of
-from .selection import Asked, selection
+from .selection import Asked, oversized, selection
 
 if TYPE_CHECKING:
     from selfsup.kernel.config import Settings
@@ -52,7 +52,7 @@ def explain(context: click.Context, asked: Asked, as_json: bool) -> None:
         facts = {"objective": objective, "paper": cite, "preset": settings["preset"], "samples": len(source)}
         click.echo(json.dumps({**facts, "settings": listed}))
     else:
-        _print(settings, cite, source.notes, rows)
+        _print(settings, cite, [*source.notes, *oversized(settings["train"]["batch"], len(source))], rows)
 
 
 def _open(plugins: Plugins, settings: Settings) -> Any:

@@ -77,6 +77,13 @@ def _checked(file: Path, plugins: Plugins) -> Path:
     return file
 
 
+def oversized(batch: int, samples: int) -> list[str]:
+    """A note where `train` would refuse the batch, for commands that do not."""
+    if batch <= samples:
+        return []
+    return [f"a batch of {batch:,} is larger than the data: to train, choose --batch {samples} or less"]
+
+
 def _devices(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     return [CompletionItem(name) for name in ("auto", "cpu", "cuda", "cuda:0") if name.startswith(incomplete)]
 

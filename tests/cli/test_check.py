@@ -33,6 +33,19 @@ def test_people_see_the_same(toys):
         assert part in out
 
 
+def test_a_batch_that_train_would_refuse_is_said(toys):
+    Path("d").mkdir()
+    for n in range(9):
+        Path(f"d/{n}.num").write_text(str(n))
+    file = Path("big.toml")
+    file.write_text("[objective]\nname = 'guess'\n[data]\npaths = ['d']\n[train]\nbatch = 10\n")
+    out, _ = toys("check", file)
+    assert "a batch of 10 is larger than the data: to train, choose --batch 9 or less" in out
+    assert "a batch of 10 is larger than the data" in toys("explain", file)[0].replace("\n", " ")
+    file.write_text(file.read_text().replace("10", "9"))
+    assert "larger than" not in toys("check", file)[0] + toys("explain", file)[0]
+
+
 def test_a_failure_is_the_reason_and_exit_code_1(toys):
     _, err = toys(*CHECK, "--set", "objective.poison=0", code=1)
     assert "step 0: the loss is nan" in err
