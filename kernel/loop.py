@@ -237,11 +237,13 @@ def note_bad(run: Run, parts: list[Batch]) -> None:
     """Count the samples that could not be used; past the limit, stop with the list."""
     for part in parts:
         run.skipped.update(part["bad"])
-    limit = max(1.0, run.config.get("data", {}).get("max_bad", 0.01) * len(run.source))
+    share = run.config.get("data", {}).get("max_bad", 0.01)
+    limit = max(1.0, share * len(run.source))
     if len(run.skipped) > limit:
         listed = "\n".join(f"  {run.source.name(i)}: {why}" for i, why in list(run.skipped.items())[:20])
         raise DataError(
-            f"{len(run.skipped)} of {len(run.source)} samples cannot be used, more than data.max_bad allows:\n{listed}"
+            f"{len(run.skipped)} of {len(run.source)} samples cannot be used, more than data.max_bad = {share:g} "
+            f"allows; remove them, or allow more, as in --set data.max_bad=0.1:\n{listed}"
         )
 
 

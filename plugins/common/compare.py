@@ -268,8 +268,10 @@ def _workers(settings: Settings, task: Task) -> int:
 
 
 def _limit(skipped: dict[str, str], count: int, settings: Settings) -> None:
-    most = max(1.0, settings.get("data", {}).get("max_bad", 0.01) * count)
+    share = settings.get("data", {}).get("max_bad", 0.01)
+    most = max(1.0, share * count)
     if len(skipped) > most:
         raise DataError(
-            f"{len(skipped)} of {count} samples cannot be used, more than data.max_bad allows:\n{list_skipped(skipped)}"
+            f"{len(skipped)} of {count} samples cannot be used, more than the run's data.max_bad = {share:g} allows; "
+            f"remove them:\n{list_skipped(skipped)}"
         )

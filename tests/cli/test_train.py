@@ -169,7 +169,7 @@ def test_corrupt_samples_are_named_skipped_and_limited(toys):
     for n in range(20):
         Path(f"d/{n:02}.num").write_text("seven")
     _, err = toys(*TRAIN, *few, "--out", "s", code=1)
-    assert "samples cannot be used" in err
+    assert "samples cannot be used, more than data.max_bad = 0.01 allows; remove them, or allow more" in err
     assert re.search(r"d/\d\d\.num: .*'seven'", err)
 
 
