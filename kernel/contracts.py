@@ -45,9 +45,9 @@ class Signal:
     positions: Tensor | None = None  # [B, T] or [B, T, A] int; None counts tokens from 0
     edges: Tensor | None = None  # [2, E] into the flattened B * T tokens
 
-    def to(self, device: torch.device | str) -> Signal:
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> Signal:
         """Copy to a device, without waiting for it when the memory is pinned."""
-        return self._map(lambda t: t.to(device, non_blocking=True))
+        return self._map(lambda t: t.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Signal:
         """Page-locked copies; the data loader calls this when the device is a GPU."""

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from . import distributed
 from .contracts import Batch, Collator, Modality, Sample, Signal
-from .errors import BadSample, ConfigError, DataError
+from .errors import BadSample, ConfigError, DataError, SelfsupError
 from .random import shuffled, stream, tag, untag
 
 TRIES = 100  # how many samples in a row may be unusable before the data is
@@ -115,7 +115,7 @@ class Reader(Dataset[Batch]):
         try:
             stored = self.source[index]
             return {tower: modality.read(stored[modality.field]) for tower, modality in self.modalities.items()}
-        except BadSample:
+        except SelfsupError:  # a BadSample, or what no other sample would mend: a library that is not installed
             raise
         except Exception as cause:
             raise BadSample(f"{type(cause).__name__}: {cause}") from cause
@@ -168,8 +168,8 @@ class Loader:
         """The microbatches of each step from `first` up to `total`, made ahead by workers."""
         batches = iter(
             DataLoader(
-                self.reader,
-                sampler=_Plan(self, first, total),
+                _Caught(self.reader),
+                sampler=(places for step in range(first, total) for places in self.places(step)),
                 batch_size=None,
                 collate_fn=_unchanged,
                 num_workers=self.workers,
@@ -180,21 +180,23 @@ class Loader:
             )
         )
         for _ in range(first, total):
-            yield [next(batches) for _ in range(self.parts)]
+            parts = [next(batches) for _ in range(self.parts)]
+            for error in (part for part in parts if isinstance(part, SelfsupError)):
+                raise error
+            yield parts
 
 
-class _Plan:
-    """Which places make each microbatch, in the order in which they are needed."""
+class _Caught(Dataset[Any]):
+    """The reader in a worker: it hands an error over; raised there, it would arrive with a traceback for a message."""
 
-    def __init__(self, loader: Loader, first: int, total: int) -> None:
-        self.loader, self.first, self.total = loader, first, total
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
 
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in range(self.first, self.total):
-            yield from self.loader.places(step)
-
-    def __len__(self) -> int:
-        return max(0, self.total - self.first) * self.loader.parts
+    def __getitem__(self, places: Sequence[int]) -> Batch | SelfsupError:
+        try:
+            return self.reader[places]
+        except SelfsupError as cause:
+            return cause
 
 
 def _unchanged(batch: Any) -> Any:
@@ -202,17 +204,14 @@ def _unchanged(batch: Any) -> Any:
 
 
 def _worker_started(_: int) -> None:
-    """Workers end with their parent: Ctrl-C is for it alone, and its SIGTERM handler is not theirs."""
+    """Workers end with their parent, which may need them for one more step: Ctrl-C is for it alone, and so is a first
+    SIGTERM, as torchrun, `timeout` and schedulers send it to a whole group of processes. A second one ends a worker.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The same batch with its signals and tensors on a device."""
-
-    def move(value: Any) -> Any:
-        if isinstance(value, Signal):
-            return value.to(device)
-        return value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-
-    return {key: move(value) for key, value in batch.items()}
+    movable = (Signal, torch.Tensor)
+    return {k: v.to(device, non_blocking=True) if isinstance(v, movable) else v for k, v in batch.items()}

@@ -161,6 +161,17 @@ def test_a_signal_saves_and_ends_with_0_and_a_hint(number, tmp_path):
     assert len(state.folders(folder / "checkpoints")) == 1
 
 
+def test_a_signal_to_the_whole_group_saves_too(tmp_path):
+    """As torchrun, `timeout` and schedulers send it: the data workers get it as well."""
+    folder = tmp_path / "run"
+    words = (*arguments("wav2vec2", folder, 10_000), "--set", "data.workers=1")
+    process = ssl(*words, start_new_session=True)
+    wait_for(folder / "metrics.jsonl", process)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert "stopped by SIGTERM after" in finish(process)
+    assert len(state.folders(folder / "checkpoints")) == 1
+
+
 def test_one_flipped_bit_is_found_and_the_checkpoint_before_is_used(tmp_path):
     folder = tmp_path / "run"
     finish(ssl(*arguments("wav2vec2", folder, 3, "--set", "checkpoints.steps=1")))

@@ -118,6 +118,19 @@ def test_data_without_a_usable_sample_stops_with_reasons(toys):
         start(toys, data__bad=100).loader.read(0)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_a_worker_is_the_one_that_was_raised(toys, monkeypatch, workers):
+    run = start(toys, data__workers=workers)
+
+    def missing(stored):
+        raise DataError("reading numbers needs a library")
+
+    monkeypatch.setattr(run.loader.reader.modalities["encoder"], "read", missing)
+    with pytest.raises(DataError) as raised:
+        next(run.loader.steps(0, 1))
+    assert str(raised.value) == "reading numbers needs a library"
+
+
 def test_a_batch_larger_than_the_data_is_refused(toys):
     with pytest.raises(ConfigError, match="larger than the data, which has 100 samples"):
         start(toys, train__batch=128)
