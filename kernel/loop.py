@@ -120,21 +120,17 @@ class Run:
     def restore(self, tensors: Mapping[str, Mapping[str, Any]], facts: Mapping[str, Any]) -> None:
         """Go on from what a checkpoint holds."""
         dcp.set_model_state_dict(self.objective, dict(tensors["model"]), options=WHOLE)
-        moments: dict[str, dict[str, Any]] = {}
+        # Not set_optimizer_state_dict: it refuses parameters that had no gradient yet, and optimizers without state.
+        parameters = dict(self.objective.named_parameters(remove_duplicate=False))
+        numbers = {p: n for n, p in enumerate(p for group in self.optimizer.param_groups for p in group["params"])}
+        kept: dict[int, dict[str, Any]] = {}
         for key, tensor in tensors["optimizer"].items():
             name, _, moment = key.rpartition(":")
-            moments.setdefault(name, {})[moment] = tensor
-        # Not set_optimizer_state_dict: it refuses parameters that had no gradient yet, and optimizers without state.
-        names = {p: name for name, p in self.objective.named_parameters()}
-        ordered = [p for group in self.optimizer.param_groups for p in group["params"]]
-        kept = {
-            number: {key: distributed.split_like(t, p) for key, t in moments[names[p]].items()}
-            for number, p in enumerate(ordered)
-            if names[p] in moments
-        }
+            p = parameters[name]
+            kept.setdefault(numbers[p], {})[moment] = distributed.split_like(tensor, p)
         packed = zip(facts["optimizer"], self.optimizer.state_dict()["param_groups"], strict=True)
         groups = [{**saved, "params": own["params"]} for saved, own in packed]
-        self.optimizer.load_state_dict({"state": kept, "param_groups": groups})
+        self.optimizer.load_state_dict({"state": dict(sorted(kept.items())), "param_groups": groups})
         self.first = self.done = int(facts["step"])
         self.skipped = {int(index): reason for index, reason in facts["skipped"].items()}
 
@@ -198,7 +194,9 @@ def forward_backward(run: Run, step: Step, number: int, part: Batch) -> tuple[Lo
         backbone.step = step
     with autocast(run.device, run.config["train"]["precision"]):
         loss: Loss = run.model.forward(to_device(part, run.device), step)
-    weight = torch.tensor(float(len(part["ids"])), device=run.device) if loss.weight is None else loss.weight.float()
+    # Filled on the device: `torch.tensor` would copy the number there, and the host wait for the copy.
+    count = torch.full((), float(len(part["ids"])), device=run.device)
+    weight = count if loss.weight is None else loss.weight.float()
     (loss.total.float() * weight).backward()  # type: ignore[no-untyped-call]
     return loss, weight
 
@@ -213,13 +211,11 @@ def reseed(seed: int, step: int, rank: int, number: int) -> None:
 def scale_gradients(run: Run, factor: Tensor) -> tuple[Tensor, Tensor]:
     """Multiply all gradients by a factor and clip them: (norm of each [P], norm of all ()), before clipping."""
     grads = [p.grad for p in run.parameters if p.grad is not None]
-    known = [index for index, p in enumerate(run.parameters) if p.grad is not None]
     if not grads:
         raise StateError("no parameter has a gradient: this objective's loss does not depend on what it trains")
-    each = torch.stack([whole(n).float() for n in torch._foreach_norm(grads)]) * factor
-    norms = torch.zeros(len(run.parameters), device=run.device)
-    norms[torch.tensor(known, device=run.device)] = each
-    norm = torch.linalg.vector_norm(each)
+    each = iter([whole(n).float() for n in torch._foreach_norm(grads)])
+    norms = torch.stack([torch.zeros_like(factor) if p.grad is None else next(each) for p in run.parameters]) * factor
+    norm = torch.linalg.vector_norm(norms)
     clip = run.config["train"]["clip"]
     if clip:
         factor = factor * (clip / (norm + 1e-6)).clamp(max=1.0)

@@ -96,6 +96,17 @@ def test_clipping_scales_to_the_norm(toys):
     torch.testing.assert_close(clipped, torch.tensor(0.01), rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("weighted", [True, False])
+def test_a_step_copies_no_number_to_the_device(toys, monkeypatch, weighted):
+    """`torch.tensor` on a GPU waits for all that was asked of it before (law 5)."""
+    run = start(toys)
+    parts, forward = run.loader.read(0), run.objective.forward
+    if not weighted:
+        run.objective.forward = lambda batch, step: forward(batch, step)._replace(weight=None)
+    monkeypatch.delattr(torch, "tensor")
+    loop.take_step(run, run.step(0), parts)
+
+
 @pytest.mark.parametrize("at", [1, 6, 11])
 def test_interrupted_equals_uninterrupted(toys, tmp_path, at):
     whole = start(toys)
