@@ -169,15 +169,18 @@ def _loader(settings: Settings, source: Any, kinds: dict[str, Modality], objecti
     loader = Loader(
         reader, batch=options["batch"], microbatch=options["microbatch"], workers=workers, timeout=options["timeout"]
     )
-    if loader.parts > 1 and not objective.divisible:
+    if loader.microbatch < loader.share and not objective.divisible:
         raise ConfigError(
             f"{settings['objective']['name']} compares the samples of a batch with each other, so a microbatch of "
             f"{loader.microbatch} would change what it learns; leave train.microbatch out or choose a smaller batch"
         )
     if options["batch"] > len(source):
+        others = {name: recipe for name, recipe in objective.presets.items() if name != settings["preset"]}
+        fitting = [name for name, recipe in others.items() if recipe.get("train.batch", math.inf) <= len(source)]
+        smaller = "".join(f", or --preset {name}" for name in fitting)
         raise ConfigError(
             f"a batch of {options['batch']} is larger than the data, which has {len(source)} samples; "
-            f"choose --batch {len(source)} or less"
+            f"choose --batch {len(source)} or less{smaller}"
         )
     return loader
 

@@ -74,6 +74,14 @@ def _encoder_only(self, encoder):
     self.encoder = encoder
 
 
+def test_a_batch_larger_than_the_data_is_answered_with_a_recipe_that_fits(toys, monkeypatch):
+    settings = compose.resolve(toys(), HIDE, {"preset": "base", "train": {"batch": 101}})
+    for batch, hint in ((100, "less, or --preset tiny"), (101, "less")):
+        monkeypatch.setitem(toys.toys["objectives"]["hide"].presets["tiny"], "train.batch", batch)
+        with pytest.raises(ConfigError, match=f"choose --batch 100 or {hint}$"):
+            compose.start(toys(), settings)
+
+
 def run_for(toys, folder, steps=3, save=True, **sections):
     plugins = toys()
     settings = compose.resolve(plugins, HIDE, {"train": {"steps": steps}}, sections)
