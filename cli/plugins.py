@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich import box
@@ -17,6 +17,9 @@ from selfsup.kernel.discovery import KINDS, SINGULAR, Plugins
 from selfsup.kernel.errors import PluginError, nearest
 
 from .installed import Row, plugins_of, rows
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
 
 
 def _complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[Any]:
@@ -83,14 +86,26 @@ def _facts(installed: Plugins, kind: str, name: str) -> dict[str, Any]:
 
 
 def _options(plugin: Any) -> list[dict[str, str]]:
-    from selfsup.kernel.config import describe, schema  # pydantic: not for the list
+    from selfsup.kernel.config import schema  # pydantic: not for the list
 
     out = []
     for option, field in schema(plugin).model_fields.items():
-        kind, default, limits = describe(field)
+        kind, default, limits = _describe(field)
         text = field.description or ""
         out.append({"name": option, "type": kind, "default": default, "range": limits, "about": text})
     return out
+
+
+def _describe(field: FieldInfo) -> tuple[str, str, str]:
+    """(type, default, range) of an option, as people write them."""
+    from selfsup.kernel.config import to_toml_value
+
+    kind = field.annotation
+    text = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+    limits = (f"{signs[k]} {getattr(m, k)}" for m in field.metadata for k in signs if hasattr(m, k))
+    default = "required" if field.is_required() else to_toml_value(field.default)
+    return text, default, ", ".join(limits)
 
 
 def _print_facts(fact: dict[str, Any]) -> None:

@@ -97,23 +97,22 @@ def modalities(plugins: Plugins, settings: Settings) -> dict[str, Modality]:
     return out
 
 
-def _make(plugins: Plugins, kind: str, options: Mapping[str, Any]) -> Any:
-    return plugins.load(kind, options["name"])(**{key: value for key, value in options.items() if key != "name"})
+def _make(plugins: Plugins, kind: str, options: Mapping[str, Any], *towers: Tower) -> Any:
+    own = {key: value for key, value in options.items() if key != "name"}
+    return plugins.load(kind, options["name"])(*towers, **own)
 
 
 def build(plugins: Plugins, settings: Settings) -> Objective:
     """The objective with its towers, at the random initialisation that the seed gives."""
     torch.manual_seed(settings["train"]["seed"])
     kinds = modalities(plugins, settings)
-    cls = plugins.load("objectives", settings["objective"]["name"])
     towers = []
-    for name in cls.towers:
+    for name in plugins.load("objectives", settings["objective"]["name"]).towers:
         backbone = _make(plugins, "backbones", settings["towers"].get(name, {}).get("backbone", settings["backbone"]))
         modality = kinds.get(name)
         stem = Raw() if modality is None or backbone.wants_raw else modality.stem(backbone.width)
         towers.append(Tower(stem, backbone, modality))
-    options = {key: value for key, value in settings["objective"].items() if key != "name"}
-    objective: Objective = cls(*towers, **options)
+    objective: Objective = _make(plugins, "objectives", settings["objective"], *towers)
     return objective
 
 

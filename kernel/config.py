@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic.fields import FieldInfo
 
 from .errors import ConfigError, nearest
 
@@ -59,9 +58,7 @@ class TrainOptions:
         clip: Annotated[float, about("largest norm of the gradient; 0 leaves it alone", ge=0)] = 0.0,
         timeout: Annotated[float, about("seconds to wait for another process", gt=0)] = 600.0,
     ) -> None:
-        self.steps, self.epochs, self.batch, self.microbatch, self.seed = steps, epochs, batch, microbatch, seed
-        self.device, self.precision, self.compile, self.parallel = device, precision, compile, parallel
-        self.clip, self.timeout = clip, timeout
+        """Nothing is kept: the signature is the schema."""
 
 
 def schema(factory: Callable[..., Any]) -> type[pydantic.BaseModel]:
@@ -98,16 +95,6 @@ def check(section: str, factory: Callable[..., Any], options: Mapping[str, Any])
 
 def _may_be_none(model: type[pydantic.BaseModel], option: str) -> bool:
     return type(None) in typing.get_args(model.model_fields[option].annotation)
-
-
-def describe(field: FieldInfo) -> tuple[str, str, str]:
-    """(type, default, range) of an option, as people write them."""
-    kind = field.annotation
-    text = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
-    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-    limits = (f"{signs[k]} {getattr(m, k)}" for m in field.metadata for k in signs if hasattr(m, k))
-    default = "required" if field.is_required() else to_toml_value(field.default)
-    return text, default, ", ".join(limits)
 
 
 def merge(*layers: Mapping[str, Any]) -> Settings:

@@ -144,11 +144,6 @@ class Loader:
             )
         self.microbatch = min(microbatch or self.share, self.share)
 
-    @property
-    def parts(self) -> int:
-        """How many microbatches this process has in a step."""
-        return -(-self.share // self.microbatch)
-
     def places(self, step: int) -> list[list[int]]:
         """The places of each microbatch of this process in a step."""
         first = step * self.batch + distributed.rank() * self.share
@@ -179,8 +174,8 @@ class Loader:
                 pin_memory=pin,
             )
         )
-        for _ in range(first, total):
-            parts = [next(batches) for _ in range(self.parts)]
+        for step in range(first, total):
+            parts = [next(batches) for _ in self.places(step)]
             for error in (part for part in parts if isinstance(part, SelfsupError)):
                 raise error
             yield parts

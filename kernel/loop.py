@@ -126,8 +126,7 @@ class Run:
         kept: dict[int, dict[str, Any]] = {}
         for key, tensor in tensors["optimizer"].items():
             name, _, moment = key.rpartition(":")
-            p = parameters[name]
-            kept.setdefault(numbers[p], {})[moment] = distributed.split_like(tensor, p)
+            kept.setdefault(numbers[parameters[name]], {})[moment] = distributed.split_like(tensor, parameters[name])
         packed = zip(facts["optimizer"], self.optimizer.state_dict()["param_groups"], strict=True)
         groups = [{**saved, "params": own["params"]} for saved, own in packed]
         self.optimizer.load_state_dict({"state": dict(sorted(kept.items())), "param_groups": groups})
@@ -270,16 +269,14 @@ def fit_microbatch(run: Run) -> None:
 @contextmanager
 def listening(run: Run) -> Iterator[None]:
     """SIGTERM and Ctrl-C end the run after the step at hand; a second Ctrl-C at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
     def heard(number: int, _: Any) -> None:
         if run.reason and number == signal.SIGINT:
             raise KeyboardInterrupt
         run.stop(signal.Signals(number).name)
 
-    before = {number: signal.signal(number, heard) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, heard) for number in numbers}
     try:
         yield
     finally:

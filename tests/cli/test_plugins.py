@@ -1,6 +1,10 @@
 """`ssl plugins`: what is there, whatever state it is in."""
 
 import json
+from typing import Annotated, Literal
+
+from selfsup.cli.plugins import _options
+from selfsup.kernel import about
 
 OBJECTIVE = "[selfsup.objectives]\n{name} = {module}:{name}\n"
 
@@ -42,6 +46,25 @@ def test_a_plugin_as_json(toys):
     assert facts["kind"] == "backbone"
     assert facts["options"] == [
         {"name": "width", "type": "int", "default": "8", "range": ">= 1", "about": "of a token"}
+    ]
+
+
+def test_options_are_described_as_people_write_them():
+    def plugin(
+        *,
+        temperature: Annotated[float, about("of the softmax", gt=0)] = 0.1,
+        depth: Annotated[int, about("blocks", ge=1, le=100)] = 12,
+        kind: Annotated[Literal["a", "b"], about("which")] = "a",
+        needed: Annotated[bool, about("has no default")],
+    ):
+        pass
+
+    shown = [(o["name"], o["type"], o["default"], o["range"]) for o in _options(plugin)]
+    assert shown == [
+        ("temperature", "float", "0.1", "> 0"),
+        ("depth", "int", "12", ">= 1, <= 100"),
+        ("kind", "Literal['a', 'b']", '"a"', ""),
+        ("needed", "bool", "required", ""),
     ]
 
 
