@@ -152,6 +152,9 @@ def start(
         raise ConfigError("no service builds an optimizer: the service `optimizer` is disabled")
     if resume and folder:
         _resume(run, folder)
+        steps = distributed.gather(torch.tensor([run.first])).tolist()
+        if len(set(steps)) > 1:
+            raise StateError(f"the processes found checkpoints of steps {steps} below {folder}, which all must share")
     if run.first == 0:
         batches = (to_device(batch, device) for batch in loader.whole(total))
         with torch.no_grad():
@@ -188,8 +191,10 @@ def _resume(run: Run, folder: Path) -> None:
     """Load the newest checkpoint that verifies; refuse settings that would make it another run."""
     found, damaged = state.newest(folder / "checkpoints")
     run.notes += damaged
+    if found is None and damaged:
+        raise StateError(f"no checkpoint below {folder} can be used, and none was changed; {'; '.join(damaged)}")
     if found is None:
-        run.notes.append(f"no checkpoint below {folder} can be used; the run starts from its beginning")
+        run.notes.append(f"there is no checkpoint below {folder} yet; the run starts from its beginning")
         return
     tensors, facts = state.load(found)
     for name, old, new in _differences(facts["settings"], json.loads(json.dumps(run.config)), run.plugins):

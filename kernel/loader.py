@@ -166,7 +166,7 @@ class Loader:
                 _Caught(self.reader),
                 sampler=(places for step in range(first, total) for places in self.places(step)),
                 batch_size=None,
-                collate_fn=_unchanged,
+                collate_fn=torch.nn.Identity(),  # it is a batch already
                 num_workers=self.workers,
                 worker_init_fn=_worker_started,
                 generator=torch.Generator(),  # or DataLoader would draw from the global one
@@ -192,10 +192,6 @@ class _Caught(Dataset[Any]):
             return self.reader[places]
         except SelfsupError as cause:
             return cause
-
-
-def _unchanged(batch: Any) -> Any:
-    return batch
 
 
 def _worker_started(_: int) -> None:

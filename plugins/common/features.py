@@ -69,7 +69,7 @@ def features(
         _Decoded(source, modality),
         sampler=batches,
         batch_size=None,
-        collate_fn=_unchanged,
+        collate_fn=nn.Identity(),  # it is a batch already
         num_workers=workers,
         generator=torch.Generator(),  # or DataLoader would draw from the global one
     )
@@ -136,10 +136,6 @@ class _Decoded(Dataset[Any]):
             except Exception as cause:  # a decoder may raise anything; one sample is no reason to stop
                 bad[self.source.name(place)] = f"{type(cause).__name__}: {cause}"
         return self.modality.collate(raws) if raws else None, labels, bad
-
-
-def _unchanged(item: Any) -> Any:
-    return item
 
 
 @contextmanager

@@ -178,6 +178,21 @@ def test_a_resume_uses_the_checkpoint_before_a_damaged_one(toys, tmp_path):
     assert "step-00000003 is damaged" in run.notes[0]
 
 
+def test_a_resume_never_begins_anew_over_damaged_checkpoints(toys, tmp_path):
+    loop.train(start(toys, tmp_path, listener=Listener(2, lambda run: (run.save(), run.stop("test")))))
+    only = tmp_path / "checkpoints" / "step-00000002" / "model.safetensors"
+    only.write_bytes(b"")
+    with pytest.raises(StateError, match=r"no checkpoint below .* can be used.*step-00000002 is damaged"):
+        start(toys, tmp_path, resume=True)
+
+
+def test_processes_that_find_different_checkpoints_do_not_begin(toys, tmp_path, monkeypatch):
+    loop.train(start(toys, tmp_path, listener=Listener(2, lambda run: (run.save(), run.stop("test")))))
+    monkeypatch.setattr("selfsup.kernel.distributed.gather", lambda x: torch.cat([x, torch.zeros_like(x)]))
+    with pytest.raises(StateError, match=r"found checkpoints of steps \[2, 0\] below .* all must share"):
+        start(toys, tmp_path, resume=True)
+
+
 def test_a_step_that_is_not_finite_changes_nothing(toys):
     run = start(toys)
     forward = run.objective.forward
