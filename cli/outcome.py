@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from selfsup.kernel.loop import Report, Run
 
 
+ENVIRONMENT = "environment.json"
+
+
 class Outcome:
     """A service that keeps the newest report, unread until the run ends, and the time that the steps took."""
 
@@ -66,15 +69,25 @@ def rounded(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def write_facts(run: Run, folder: Path) -> None:
-    """Write the resolved settings and what the run runs on."""
+def write_facts(run: Run, folder: Path, weights_from: Path | None) -> None:
+    """Write what the run runs on and began with, and last the settings, by which a folder is known to hold a run."""
     # The number of steps is written even where epochs gave it, so that going on needs no second guess.
     settings = {**run.config, "train": {**run.config["train"], "steps": run.total}}
     try:
+        facts = {**environment(run), "from": str(weights_from.absolute()) if weights_from else None}
+        _replace(folder / ENVIRONMENT, json.dumps(facts, indent=1) + "\n")
         _replace(folder / "run.toml", to_toml(settings))
-        _replace(folder / "environment.json", json.dumps(environment(run), indent=1) + "\n")
     except OSError as cause:
         raise StateError(f"the run folder {folder} cannot be written: {cause.strerror}") from None
+
+
+def began_with(folder: Path) -> Path | None:
+    """The run whose weights the run in a folder began with."""
+    try:
+        found = json.loads((folder / ENVIRONMENT).read_text("utf-8"))["from"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return Path(found) if found else None
 
 
 def environment(run: Run) -> dict[str, Any]:

@@ -119,20 +119,23 @@ def claim(folder: Path, resume: bool) -> Path:
 def _train(
     plugins: Plugins, settings: Settings, folder: Path, resume: bool, weights_from: Path | None
 ) -> tuple[Run, str, Any]:
-    from selfsup.kernel import compose, distributed, loop
+    from selfsup.kernel import compose, distributed, loop, state
 
-    from .outcome import Outcome, write_facts
+    from .outcome import Outcome, began_with, write_facts
 
     outcome = Outcome()
     plugins.register(outcome, "outcome")
+    # Killed before its first checkpoint, a run that began with the weights of another one begins with them again.
+    weights_from = began_with(folder) if resume else weights_from
+    needed = None if state.folders(folder / "checkpoints") else weights_from
     try:
-        run = compose.start(plugins, settings, folder, resume, weights_from)
+        run = compose.start(plugins, settings, folder, resume, needed)
     except BaseException:
         with suppress(OSError):
             folder.rmdir()  # only if it is empty: nothing was begun
         raise
     if distributed.rank() == 0:
-        write_facts(run, folder)
+        write_facts(run, folder, weights_from)
     return run, loop.train(run), outcome
 
 

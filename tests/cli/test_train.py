@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -90,6 +91,18 @@ def test_resume_of_nothing_begins_and_says_so(toys):
     out, _ = toys(*TRAIN, "--steps", 2, "--resume", "--out", "new")
     assert "starts from its beginning" in out
     assert len(lines("new")) == 2
+
+
+def test_a_run_from_weights_that_was_killed_before_it_saved_begins_with_them_again(toys):
+    toys(*TRAIN, "--steps", 3, "--out", "a")
+    toys(*TRAIN, "--steps", 2, "--from", "a", "--out", "b")
+    whole = [line["loss"] for line in lines("b")]
+    shutil.rmtree("b/checkpoints")
+    toys("train", "--resume", "--out", "b")
+    assert [line["loss"] for line in lines("b")] == whole
+    shutil.rmtree("a")  # needed no more
+    toys("train", "--resume", "--out", "b", "--steps", 3)
+    assert [line["loss"] for line in lines("b")[:2]] == whole
 
 
 def test_a_finished_run_can_go_on_for_more_steps(toys):
