@@ -168,12 +168,12 @@ def take_step(run: Run, step: Step, parts: list[Batch]) -> Report:
         with run.model.syncing(last=number == len(parts) - 1):
             loss, weight = forward_backward(run, step, number, part)
         values = {"loss": loss.total, **loss.metrics}
-        for key, value in {**{k: v.detach() * weight for k, v in values.items()}, "": weight}.items():
+        for key, value in {"": weight, **{k: v.detach() * weight for k, v in values.items()}}.items():
             sums[key] = sums[key] + value if key in sums else value.detach().float()
     shared = distributed.total(torch.stack([v.reshape(()).float() for v in sums.values()]))
-    means = dict(zip(sums, shared / shared[-1].clamp(min=1e-12), strict=True))
+    means = dict(zip(sums, shared / shared[0].clamp(min=1e-12), strict=True))
     # backward gave the mean over processes of sum_i w_i L_i; the mean loss divides by the sum of all w_i.
-    norms, norm = scale_gradients(run, distributed.world() / shared[-1].clamp(min=1e-12))
+    norms, norm = scale_gradients(run, distributed.world() / shared[0].clamp(min=1e-12))
     finite = norm.isfinite() & means["loss"].isfinite()
     run.optimizer.found_inf, run.optimizer.grad_scale = (~finite).float(), None  # type: ignore[attr-defined]
     run.optimizer.step()

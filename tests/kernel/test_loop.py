@@ -79,6 +79,24 @@ def test_the_gradient_is_that_of_the_weighted_mean(toys):
     torch.testing.assert_close(report.norms[0], expected[0].norm())
 
 
+def test_a_metric_of_some_microbatches_changes_no_gradient(toys):
+    reports = []
+    for late in (False, True):
+        run = start(toys, train__microbatch=3)
+        forward, calls = run.objective.forward, []
+
+        def some(batch, step, forward=forward, calls=calls, late=late):
+            calls.append(batch)
+            loss = forward(batch, step)
+            more = {"late": torch.ones(())} if late and len(calls) > 1 else {}
+            return loss._replace(metrics={**loss.metrics, **more})
+
+        run.objective.forward = some
+        reports.append(loop.take_step(run, run.step(0), run.loader.read(0)))
+    assert torch.equal(reports[0].loss, reports[1].loss)
+    assert torch.equal(reports[0].norm, reports[1].norm)
+
+
 def test_microbatches_train_as_the_whole_batch_does(toys):
     whole, parts = start(toys), start(toys, train__microbatch=3)
     loop.train(whole)
