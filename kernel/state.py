@@ -43,6 +43,7 @@ def save(root: Path, step: int, tensors: Tensors, facts: Mapping[str, Any]) -> P
     needed = sum(t.nbytes for group in tensors.values() for t in group.values()) + (1 << 20)
     try:
         root.mkdir(parents=True, exist_ok=True)
+        _sync(root.parent)
         if (free := shutil.disk_usage(root).free) < needed:
             raise OSError(f"it needs {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are free")
         shutil.rmtree(work, ignore_errors=True)

@@ -95,6 +95,14 @@ def test_retention_counts_verified_checkpoints_only(root):
     assert sorted(p.name for p in root.iterdir()) == ["step-00000002", "step-00000003"]
 
 
+def test_a_new_folder_of_checkpoints_is_on_the_disk_before_what_it_holds(root, monkeypatch):
+    synced, sync = [], state._sync
+    monkeypatch.setattr(state, "_sync", lambda path: (synced.append(path), sync(path)))
+    state.save(root, 1, {"model": {"w": torch.ones(2)}}, {})
+    assert synced[0] == root.parent
+    assert synced[-1] == root
+
+
 def test_a_checkpoint_is_written_again_over_a_damaged_one(root):
     folder = state.save(root, 1, tensors(), {})
     (folder / "state.json").unlink()
