@@ -8,7 +8,7 @@ and any number of workers, processes and microbatches sees the same samples with
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from .contracts import Batch, Collator, Modality, Sample, Signal
 from .errors import BadSample, ConfigError, DataError, SelfsupError
 from .random import shuffled, stream, tag, untag
 
+GRACE = 10.0  # seconds that a data worker lives on after a SIGTERM
 TRIES = 100  # how many samples in a row may be unusable before the data is
 
 
@@ -159,7 +160,7 @@ class Loader:
         for step in range(total):
             yield self.reader[range(step * self.batch, (step + 1) * self.batch)]
 
-    def steps(self, first: int, total: int, pin: bool = False) -> Iterator[list[Batch]]:
+    def steps(self, first: int, total: int, pin: bool = False) -> Generator[list[Batch], None, None]:
         """The microbatches of each step from `first` up to `total`, made ahead by workers."""
         batches = iter(
             DataLoader(
@@ -195,11 +196,11 @@ class _Caught(Dataset[Any]):
 
 
 def _worker_started(_: int) -> None:
-    """Workers end with their parent, which may need them for one more step: Ctrl-C is for it alone, and so is a first
-    SIGTERM, as torchrun, `timeout` and schedulers send it to a whole group of processes. A second one ends a worker.
+    """Workers end with their parent, which may need them for one more step: Ctrl-C is for it alone, and a SIGTERM, as
+    torchrun, `timeout` and schedulers send it to a whole group of processes, ends a worker only some seconds later.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    signal.signal(signal.SIGTERM, lambda *_: signal.setitimer(signal.ITIMER_REAL, GRACE))  # then SIGALRM ends it
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

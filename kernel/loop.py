@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,17 +142,18 @@ def train(run: Run) -> str:
             run.hook.run_started(run=run)
             if run.first < run.total:
                 fit_microbatch(run)
-            steps = run.loader.steps(run.first, run.total, pin=run.device.type == "cuda")
-            for number, parts in enumerate(steps, run.first):
-                step = run.step(number)
-                run.hook.step_started(run=run, step=step)
-                note_bad(run, parts)
-                report = take_step(run, step, parts)
-                run.done = number + 1
-                run.hook.step_finished(run=run, report=report)
-                if distributed.anyone(run.reason is not None):
-                    run.stop("another process stopped")
-                    break
+            pin = run.device.type == "cuda"
+            with closing(run.loader.steps(run.first, run.total, pin)) as steps:
+                for number, parts in enumerate(steps, run.first):
+                    step = run.step(number)
+                    run.hook.step_started(run=run, step=step)
+                    note_bad(run, parts)
+                    report = take_step(run, step, parts)
+                    run.done = number + 1
+                    run.hook.step_finished(run=run, report=report)
+                    if distributed.anyone(run.reason is not None):
+                        run.stop("another process stopped")
+                        break
         except BaseException as caught:
             error = caught
             raise

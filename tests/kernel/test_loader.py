@@ -1,5 +1,7 @@
 """The order is a function of the seed and the place, whatever the workers, processes and microbatches."""
 
+import multiprocessing
+
 import numpy as np
 import pytest
 import torch
@@ -60,6 +62,20 @@ def test_any_number_of_workers_makes_the_same_batches(toys, workers):
     for ours, theirs in zip(alone, shared, strict=True):
         torch.testing.assert_close(ours[0]["ids"], theirs[0]["ids"], rtol=0, atol=0)
         torch.testing.assert_close(ours[0]["encoder"].x, theirs[0]["encoder"].x, rtol=0, atol=0)
+
+
+def test_a_worker_outlives_a_sigterm_by_some_seconds_only(toys, monkeypatch):
+    monkeypatch.setattr("selfsup.kernel.loader.GRACE", 0.5)
+    steps = start(toys, data__workers=1).loader.steps(0, 1000)
+    next(steps)
+    (worker,) = multiprocessing.active_children()
+    worker.terminate()
+    worker.join(0.2)
+    assert worker.is_alive()
+    with pytest.raises(RuntimeError, match="killed by signal: Alarm clock"):
+        worker.join(10)  # torch watches for workers that end
+        list(steps)
+    steps.close()
 
 
 def test_microbatches_are_slices_of_the_batch(toys):

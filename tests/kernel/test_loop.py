@@ -1,6 +1,7 @@
 """The loop: what it computes, how it stops, and that interrupted equals uninterrupted."""
 
 import copy
+import multiprocessing
 import os
 import signal
 import threading
@@ -292,6 +293,17 @@ def test_dropout_is_seeded_by_the_step_alone(toys):
         loop.reseed(*place)
         others.append(torch.rand(3))
     assert len({tuple(t.tolist()) for t in [draws[0], *others]}) == 5
+
+
+def test_a_run_that_fails_leaves_no_worker_behind(toys):
+    def fail(run):
+        raise ValueError("on purpose")
+
+    run = start(toys, listener=Listener(2, fail), data__workers=1, train__steps=1000)
+    with pytest.raises(ValueError, match="on purpose") as kept:
+        loop.train(run)
+    assert kept.value.__traceback__  # which holds the frames of the loop
+    assert multiprocessing.active_children() == []
 
 
 def test_bf16_trains(toys):
