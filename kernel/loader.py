@@ -175,11 +175,14 @@ class Loader:
                 pin_memory=pin,
             )
         )
-        for step in range(first, total):
-            parts = [next(batches) for _ in self.places(step)]
-            for error in (part for part in parts if isinstance(part, SelfsupError)):
-                raise error
-            yield parts
+        try:
+            for step in range(first, total):
+                parts = [next(batches) for _ in self.places(step)]
+                for error in (part for part in parts if isinstance(part, SelfsupError)):
+                    raise error
+                yield parts
+        finally:
+            del batches  # ends the workers now, though the traceback of an error may keep this frame alive
 
 
 class _Caught(Dataset[Any]):

@@ -234,6 +234,22 @@ def test_an_unforeseen_error_is_short_and_the_terminal_is_left_in_order(toys):
     assert len(lines("r")) == 3
 
 
+@pytest.mark.parametrize("number", ["3", "seven"])
+def test_a_run_that_fails_ends_though_it_has_workers(toys, number):
+    """The error is one of the step where a number is given, else one of the worker, which finds no sample."""
+    Path("d").mkdir()
+    for n in range(8):
+        Path(f"d/{n}.num").write_text(number)
+    failing = ("--data", "d", "--set", "data.workers=1", "--set", "objective.crash=3", "--out", "r")
+    process = toys.start("train", "--plugin", "guess", *failing)
+    try:
+        _, err = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    assert ("a toy broke" if number == "3" else "samples in a row cannot be used") in err
+
+
 def test_several_processes_need_a_name_for_the_folder(toys, monkeypatch):
     from selfsup.cli.train import default_folder
     from selfsup.kernel.errors import ConfigError
