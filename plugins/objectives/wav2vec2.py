@@ -41,8 +41,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from selfsup.kernel import Batch, Loss, Objective, Signal, Step, Stream, Tower, about
-from selfsup.kernel.errors import ConfigError
+from selfsup.kernel import Batch, Loss, Objective, Signal, Stem, Step, Stream, Tower, about
+from selfsup.kernel.errors import ConfigError, ContractError
 from selfsup.plugins.common.masking import Spans, capacity, pack, pick, span_mask
 from selfsup.plugins.common.quantize import GumbelQuantizer, perplexity, usage
 
@@ -148,6 +148,8 @@ class Wav2Vec2(Objective):
         dropout_features: Annotated[float, about("of what is quantised", ge=0, lt=1)] = 0.1,
     ) -> None:
         super().__init__()
+        if not isinstance(encoder.stem, Stem):
+            raise ContractError("wav2vec 2.0 quantises what a stem sees, and this backbone has none; try a transformer")
         if width % groups:
             raise ConfigError(f"objective.width = {width} cannot be shared by {groups} groups; choose a multiple")
         self.encoder, self.negatives, self.temperature = encoder, negatives, temperature

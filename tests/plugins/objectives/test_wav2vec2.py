@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from selfsup.kernel import Loss, Signal, Step, Tower
+from selfsup.kernel import Loss, Raw, Signal, Step, Tower
 from selfsup.kernel.config import TrainOptions, check, nest
-from selfsup.kernel.errors import ConfigError
+from selfsup.kernel.errors import ConfigError, ContractError
 from selfsup.plugins.backbones.transformer import Transformer
 from selfsup.plugins.modalities.audio import Audio
 from selfsup.plugins.objectives.wav2vec2 import Wav2Vec2, contrast, others
@@ -298,3 +298,8 @@ def benchmark() -> Any:
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_a_backbone_without_a_stem_is_refused() -> None:
+    with pytest.raises(ContractError, match="this backbone has none; try a transformer"):
+        Wav2Vec2(Tower(Raw(), Transformer(width=16, depth=1, heads=2)))
