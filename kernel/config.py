@@ -140,7 +140,7 @@ def parse_set(items: Iterable[str]) -> Settings:
 def read_toml(path: Path) -> Settings:
     """The settings in a run file."""
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        return dict(tomllib.loads(path.read_text("utf-8")))
     except FileNotFoundError:
         raise ConfigError(f"there is no run file {str(path)!r}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as cause:

@@ -32,12 +32,6 @@ def join(device: torch.device, timeout: float) -> None:
             raise ConfigError(f"this process could not join the others: {cause}") from cause
 
 
-def leave() -> None:
-    """Leave the process group, if there is one. What is wrapped by DDP must be gone before."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
 def rank() -> int:
     """The number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
@@ -74,8 +68,7 @@ def gather(x: Tensor) -> Tensor:
     """
     if world() == 1:
         return x
-    gathered: Tensor = _Gather.apply(x)  # type: ignore[no-untyped-call]
-    return gathered
+    return _Gather.apply(x)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def split_like(x: Tensor, like: Tensor) -> Tensor:

@@ -142,8 +142,7 @@ def train(run: Run) -> str:
             run.hook.run_started(run=run)
             if run.first < run.total:
                 fit_microbatch(run)
-            pin = run.device.type == "cuda"
-            with closing(run.loader.steps(run.first, run.total, pin)) as steps:
+            with closing(run.loader.steps(run.first, run.total, pin=run.device.type == "cuda")) as steps:
                 for number, parts in enumerate(steps, run.first):
                     step = run.step(number)
                     run.hook.step_started(run=run, step=step)
