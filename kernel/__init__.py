@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .contracts import Objective as Objective
     from .contracts import Raw as Raw
     from .contracts import Sample as Sample
+    from .contracts import Shown as Shown
     from .contracts import Signal as Signal
     from .contracts import Stem as Stem
     from .contracts import Step as Step
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
 
 _EXPORTS = {
     "config": "about",
-    "contracts": "Backbone Batch Collator Draw Loss Modality Objective Raw Sample Signal Stem Step Tower collate_each",
+    "contracts": "Backbone Batch Collator Draw Loss Modality Objective Raw Sample Shown Signal Stem Step Tower "
+    "collate_each",
     "discovery": "Plugins",
     "distributed": "gather",
     "hookspecs": "hookimpl",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ from .config import SECTIONS, Settings, TrainOptions, check, merge, nest, read_t
 from .contracts import Modality, Objective, Raw, Tower
 from .discovery import Plugins
 from .errors import ConfigError, DataError, StateError, nearest
-from .loader import Loader, Reader, to_device
+from .loader import Loader, Reader, Source, to_device
 from .loop import Run
 from .precision import compile_units, pick_device
 
+Kept = tuple[dict[str, dict[str, Tensor]], dict[str, Any]]  # tensors and facts of a checkpoint
 NOTHING = "none"  # the name of the modality of a tower that is fed tokens
 FREE = {"steps", "epochs", "microbatch", "device", "precision", "compile", "parallel", "timeout"}
 
@@ -102,10 +103,31 @@ def _make(plugins: Plugins, kind: str, options: Mapping[str, Any], *towers: Towe
     return plugins.load(kind, options["name"])(*towers, **own)
 
 
-def build(plugins: Plugins, settings: Settings) -> Objective:
+def open_source(plugins: Plugins, settings: Settings, kinds: Mapping[str, Modality], paths: Sequence[str]) -> Source:
+    """The samples behind `paths`, as they are stored; the modalities learn from them what they still have to."""
+    source: Source | None = plugins.hook.open_data(paths=list(paths), modalities={m.field: m for m in kinds.values()})
+    if source is None:
+        raise DataError("no service opens data: the service `data` is disabled, and no other one answered")
+    for modality in kinds.values():
+        if distributed.rank() == 0:
+            modality.learn(source)
+        if files := json.loads(distributed.alike(json.dumps(dict(modality.files())))):
+            modality.load(files)
+    return source
+
+
+def rows(settings: Settings, kinds: Mapping[str, Modality], source: Source, folder: Path | None) -> Source:
+    """What training goes through: the samples as they are stored or, of one modality, as it lays them out."""
+    if len(kinds) > 1:
+        return source
+    modality, max_bad = next(iter(kinds.values())), settings.get("data", {}).get("max_bad", 0.01)
+    return modality.rows(source, settings["train"]["seed"], folder, max_bad)
+
+
+def build(plugins: Plugins, settings: Settings, kinds: Mapping[str, Modality] | None = None) -> Objective:
     """The objective with its towers, at the random initialisation that the seed gives."""
     torch.manual_seed(settings["train"]["seed"])
-    kinds = modalities(plugins, settings)
+    kinds = modalities(plugins, settings) if kinds is None else kinds
     towers = []
     for name in plugins.load("objectives", settings["objective"]["name"]).towers:
         backbone = _make(plugins, "backbones", settings["towers"].get(name, {}).get("backbone", settings["backbone"]))
@@ -133,15 +155,16 @@ def start(
     for name in plugins.names("services"):
         if not plugins.manager.has_plugin(name):
             plugins.register(plugins.load("services", name)(**settings[name]), name)
-    kinds = modalities(plugins, settings)
-    by_field = {m.field: m for m in kinds.values()}
-    source = plugins.hook.open_data(paths=settings.get("data", {}).get("paths", []), modalities=by_field)
-    if source is None:
-        raise DataError("no service opens data: the service `data` is disabled, and no other one answered")
-    objective = build(plugins, settings).to(device).train()
+    kinds, notes = modalities(plugins, settings), []
+    kept = _newest(folder, notes) if resume and folder else None
+    given = state.load(newest_checkpoint(weights_from)) if weights_from else kept
+    _recall(kinds, given)
+    source = open_source(plugins, settings, kinds, settings.get("data", {}).get("paths", []))
+    source = rows(settings, kinds, source, folder)
+    objective = build(plugins, settings, kinds).to(device).train()
     loader = _loader(settings, source, kinds, objective)
-    if weights_from:
-        load_weights(objective, weights_from)
+    if weights_from and given:
+        load_weights(objective, given, weights_from)
     if options["compile"]:
         compile_units(objective)
     model = distributed.Wrapped(objective, options["parallel"], device)
@@ -150,8 +173,10 @@ def start(
     run.optimizer = plugins.hook.build_optimizer(objective=objective, batch=options["batch"])
     if run.optimizer is None:
         raise ConfigError("no service builds an optimizer: the service `optimizer` is disabled")
+    run.notes += notes
     if resume and folder:
-        _resume(run, folder)
+        if kept:
+            _resume(run, kept)
         steps = distributed.gather(torch.tensor([run.first])).tolist()
         if len(set(steps)) > 1:
             raise StateError(f"the processes found checkpoints of steps {steps} below {folder}, which all must share")
@@ -187,23 +212,37 @@ def _loader(settings: Settings, source: Any, kinds: dict[str, Modality], objecti
     return loader
 
 
-def _resume(run: Run, folder: Path) -> None:
-    """Load the newest checkpoint that verifies; refuse settings that would make it another run."""
+def _newest(folder: Path, notes: list[str]) -> Kept | None:
+    """The newest checkpoint that verifies, if there is any; notes say which, and what is damaged."""
     found, damaged = state.newest(folder / "checkpoints")
-    run.notes += damaged
     if found is None and damaged:
         raise StateError(f"no checkpoint below {folder} can be used, and none was changed; {'; '.join(damaged)}")
-    if found is None:
-        run.notes.append(f"there is no checkpoint below {folder} yet; the run starts from its beginning")
-        return
-    tensors, facts = state.load(found)
+    notes += [
+        *damaged,
+        f"going on from {found}"
+        if found
+        else f"there is no checkpoint below {folder} yet; the run starts from its beginning",
+    ]
+    return state.load(found) if found else None
+
+
+def _recall(kinds: Mapping[str, Modality], kept: Kept | None) -> None:
+    """Give the modalities back what they had learned."""
+    for tower, modality in kinds.items():
+        if kept and (files := kept[1].get("modality", {}).get(tower)):
+            modality.load(files)
+
+
+def _resume(run: Run, kept: Kept) -> None:
+    """Go on from a checkpoint; refuse settings that would make it another run."""
+    tensors, facts = kept
     for name, old, new in _differences(facts["settings"], json.loads(json.dumps(run.config)), run.plugins):
         raise ConfigError(
             f"{name} was {old!r} when this run began and is {new!r} now, which would make it another run; "
-            f"leave it as it was, or begin anew with --from {folder} and another --out"
+            f"leave it as it was, or begin anew with --from {run.folder} and another --out"
         )
     run.restore(tensors, facts)
-    run.notes.append(f"resumed at step {run.first} of {run.total} from {found}")
+    run.notes.append(f"resumed at step {run.first} of {run.total}")
 
 
 def _differences(old: Settings, new: Settings, plugins: Plugins) -> list[tuple[str, Any, Any]]:
@@ -230,9 +269,9 @@ def newest_checkpoint(folder: Path) -> Path:
     return found
 
 
-def load_weights(objective: Objective, folder: Path) -> int:
-    """Put the newest weights of another run into an objective of the same shapes; the step they are of."""
-    tensors, facts = state.load(newest_checkpoint(folder))
+def load_weights(objective: Objective, kept: Kept, folder: Path) -> int:
+    """Put the weights of a checkpoint of the run in `folder` into an objective of its shapes; the step they are of."""
+    tensors, facts = kept
     try:
         objective.load_state_dict(tensors["model"])
     except RuntimeError as cause:
@@ -256,8 +295,10 @@ def restore(
     folder: Path, plugins: Plugins, device: str = "cpu", initial: bool = False
 ) -> tuple[Objective, Settings, int]:
     """The objective of a run in eval mode, its settings and its step; `initial` leaves out the training."""
-    newest_checkpoint(folder)
+    kept = state.load(newest_checkpoint(folder))
     settings = resolve(plugins, read_toml(folder / "run.toml"))
-    objective = build(plugins, settings)
-    step = 0 if initial else load_weights(objective, folder)
+    kinds = modalities(plugins, settings)
+    _recall(kinds, kept)
+    objective = build(plugins, settings, kinds)
+    step = 0 if initial else load_weights(objective, kept, folder)
     return objective.to(pick_device(device)).eval(), settings, step

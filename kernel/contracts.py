@@ -18,14 +18,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .errors import ContractError
 from .random import Stream, stream
+
+if TYPE_CHECKING:
+    from .loader import Source
 
 Sample = Mapping[str, Any]
 Batch = dict[str, Any]
@@ -34,6 +38,10 @@ Draw = Callable[[str], Stream]
 
 Collator = Callable[[Sequence[Sample], Draw], Batch]
 """Picklable: it goes to data workers."""
+
+Shown = Any
+"""What people look at: a text, a list of (text, mark) pairs where mark is "", "hidden" or "guess", a picture
+uint8 [H, W, 3], or a curve float [N]; pictures and curves as NumPy arrays."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +170,24 @@ class Modality(ABC):
     suffixes: ClassVar[tuple[str, ...]] = ()  # of files that it reads, lower case, with the dot
     unit: ClassVar[str | None] = None  # what `amount` counts, for the rate: "s of audio", "tokens"
 
+    def learn(self, source: Source) -> None:  # noqa: B027 - most need nothing
+        """Find in the data what options left open, such as a tokenizer; nothing where this or `load` did so before."""
+
+    def files(self) -> Mapping[str, str]:
+        """What `learn` found, as texts by file name: part of every checkpoint, and of the run's folder for people."""
+        return {}
+
+    def load(self, files: Mapping[str, str]) -> None:  # noqa: B027 - as above
+        """Take back what `files` gave."""
+
+    def rows(self, source: Source, seed: int, folder: Path | None, max_bad: float) -> Source:
+        """The samples that training goes through, where they are not the stored ones: documents packed into rows.
+
+        `folder` may keep what is costly to make again (None: a temporary one); every process calls this together.
+        More than the share `max_bad` of samples that cannot be used is a DataError that lists them.
+        """
+        return source
+
     def read(self, stored: Any) -> Any:
         """Decode one stored field (a path, bytes, {"bytes", "path"}, an array) into a raw sample.
 
@@ -191,6 +217,10 @@ class Modality(ABC):
     def amount(self, signal: Signal) -> float:
         """How much data a collated signal holds, in `unit`."""
         return float(len(signal.x))
+
+    def show(self, signal: Signal) -> list[Shown]:
+        """Each sample of a signal, raw or a view, as people would look at it."""
+        return [f"{str(row.dtype).removeprefix('torch.')} {list(row.shape)}" for row in signal.x]
 
     def sample(self) -> Sequence[Sample]:
         """The small built-in data set: {field: stored, "label": int} each. Says nothing and downloads nothing."""
@@ -269,6 +299,14 @@ class Objective(nn.Module, ABC):
     def collator(self, **modalities: Modality) -> Collator:
         """Return the picklable function with which data workers make a batch."""
         return partial(collate_each, modalities)
+
+    def show(self, batch: Batch, step: Step, guess: bool = True) -> Mapping[str, Sequence[Shown]]:
+        """What training makes of each sample of a batch, by caption: views, what is hidden, and with `guess` the guess.
+
+        For reports: in eval mode, without gradient, on few samples; the draws are those of training.
+        """
+        towers = ((name, getattr(self, name)) for name in self.towers if name in batch)
+        return {name: tower.modality.show(batch[name]) for name, tower in towers}
 
     def calibrate(self, batches: Iterable[Batch], step: Step) -> None:
         """Fit buffers to some data before the first step: k-means, counts. Runs once; kept in checkpoints.

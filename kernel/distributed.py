@@ -61,6 +61,18 @@ def barrier() -> None:
         dist.barrier()
 
 
+def alike(text: str) -> str:
+    """The text of the first process, on every process."""
+    if world() == 1:
+        return text
+    said = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8) if text else torch.zeros(0, dtype=torch.uint8)
+    size = torch.tensor([len(said)])
+    dist.broadcast(size, 0)
+    said = said if rank() == 0 else torch.empty(int(size), dtype=torch.uint8)
+    dist.broadcast(said, 0)
+    return said.numpy().tobytes().decode()
+
+
 def gather(x: Tensor) -> Tensor:
     """Concatenate x [B, ...], of one shape everywhere, over all processes: [world * B, ...].
 

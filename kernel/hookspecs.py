@@ -54,6 +54,11 @@ def step_finished(run: Run, report: Report) -> None:
 
 
 @hookspec
+def measured(run: Run, values: Mapping[str, float]) -> None:
+    """Called on the first process with what a service measured after `run.done` steps: {"validation/loss": 1.9}."""
+
+
+@hookspec
 def checkpoint_saved(run: Run, folder: Path) -> None:
     """Called on the first process when a checkpoint was written and verified."""
 

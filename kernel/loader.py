@@ -11,7 +11,7 @@ import signal
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -48,6 +48,14 @@ class Source(Protocol):
 
     def name(self, index: int) -> str:
         """What a person calls this sample: a path, a row of a file."""
+
+
+@runtime_checkable
+class Relaid(Protocol):
+    """A source whose samples are other ones each time the data is gone through, such as documents packed into rows."""
+
+    def at(self, index: int, turn: int) -> Sample:
+        """The sample of this number, the data having been gone through `turn` times before."""
 
 
 class Order:
@@ -111,10 +119,11 @@ class Reader(Dataset[Batch]):
                 amount[modality.unit] = amount.get(modality.unit, 0.0) + modality.amount(batch[name])
         return {**batch, "ids": ids, "amount": amount, "bad": bad}
 
-    def read(self, index: int) -> Sample:
+    def read(self, ident: int) -> Sample:
         """Decode one sample: {tower: raw}. BadSample says why it cannot be used."""
+        turn, index = untag(ident)
         try:
-            stored = self.source[index]
+            stored = self.source.at(index, turn) if isinstance(self.source, Relaid) else self.source[index]
             return {tower: modality.read(stored[modality.field]) for tower, modality in self.modalities.items()}
         except SelfsupError:  # a BadSample, or what no other sample would mend: a library that is not installed
             raise
@@ -123,11 +132,10 @@ class Reader(Dataset[Batch]):
 
     def _usable(self, place: int, ident: int, bad: dict[int, str]) -> tuple[int, Sample]:
         for attempt in range(1, TRIES + 1):
-            index = int(untag(ident)[1])
             try:
-                return ident, self.read(index)
+                return ident, self.read(ident)
             except BadSample as why:
-                bad[index] = str(why)
+                bad[int(untag(ident)[1])] = str(why)
                 ident = self.order.instead(place, attempt)
         reasons = "\n".join(f"  {self.source.name(i)}: {why}" for i, why in list(bad.items())[:10])
         raise DataError(f"{len(bad)} samples in a row cannot be used:\n{reasons}")

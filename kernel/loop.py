@@ -96,6 +96,10 @@ class Run:
         """Ask the loop to end after the step at hand."""
         self.reason = self.reason or reason
 
+    def measure(self, values: Mapping[str, float]) -> None:
+        """Tell the services what one of them measured; on the first process."""
+        self.hook.measured(run=self, values=values)
+
     def save(self) -> Path | None:
         """Write a checkpoint of the state after the steps done so far; all processes call this together."""
         if self.folder is None or self.done == 0:
@@ -106,7 +110,13 @@ class Run:
         if distributed.rank() == 0:  # the others got nothing
             moments = {f"{name}:{key}": t for name, own in optimizer["state"].items() for key, t in own.items()}
             tensors = {"model": model, "optimizer": moments}
-            facts = {"settings": self.config, "optimizer": optimizer["param_groups"], "skipped": self.skipped}
+            learned = {tower: dict(kind.files()) for tower, kind in self.loader.reader.modalities.items()}
+            facts = {
+                "settings": self.config,
+                "optimizer": optimizer["param_groups"],
+                "skipped": self.skipped,
+                "modality": learned,
+            }
             try:
                 written = state.save(self.folder / "checkpoints", self.done, tensors, facts)
             except StateError as cause:

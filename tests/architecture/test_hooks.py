@@ -39,6 +39,7 @@ def test_hooks_are_declared_in_the_order_of_a_run():
         "run_started",
         "step_started",
         "step_finished",
+        "measured",
         "checkpoint_saved",
         "run_finished",
     ]
