@@ -155,7 +155,8 @@ def start(
     for name in plugins.names("services"):
         if not plugins.manager.has_plugin(name):
             plugins.register(plugins.load("services", name)(**settings[name]), name)
-    kinds, notes = modalities(plugins, settings), []
+    kinds = modalities(plugins, settings)
+    notes: list[str] = []
     kept = _newest(folder, notes) if resume and folder else None
     given = state.load(newest_checkpoint(weights_from)) if weights_from else kept
     _recall(kinds, given)
@@ -217,12 +218,8 @@ def _newest(folder: Path, notes: list[str]) -> Kept | None:
     found, damaged = state.newest(folder / "checkpoints")
     if found is None and damaged:
         raise StateError(f"no checkpoint below {folder} can be used, and none was changed; {'; '.join(damaged)}")
-    notes += [
-        *damaged,
-        f"going on from {found}"
-        if found
-        else f"there is no checkpoint below {folder} yet; the run starts from its beginning",
-    ]
+    fresh = f"there is no checkpoint below {folder} yet; the run starts from its beginning"
+    notes += [*damaged, f"going on from {found}" if found else fresh]
     return state.load(found) if found else None
 
 
