@@ -109,7 +109,7 @@ class Layout:
         return {**self.__dict__, "_orders": {}}
 
     def _cut(self) -> tuple[Ints, Ints, Ints]:
-        """Units of rows: documents, starts (from the head's end in long ones; -1: head and tail) and counts, [U] each."""
+        """Documents, starts (from the head's end in long ones; -1: head and tail) and counts of all pieces: [U] each."""
         inner = self.sizes - self.both * self.long
         fulls = inner // self.full  # [N]
         rest = inner - fulls * self.full
@@ -138,7 +138,7 @@ class Run:
         return Run(self.rows - rows, self.room, self.pieces, pattern)
 
     def take(self, length: int, most: int, base: int) -> tuple[list[Run], int]:
-        """Lay up to `most` pieces into these rows, the first row first: (the runs that come of it, how many went in)."""
+        """Lay up to `most` pieces into these rows, the first row first: (what comes of the run, how many went in)."""
         many = min(self.room // length, self.pieces)
         rows, rest = divmod(min(most, many * self.rows), many)
         out, behind = [], self
