@@ -109,7 +109,7 @@ class Layout:
         return {**self.__dict__, "_orders": {}}
 
     def _cut(self) -> tuple[Ints, Ints, Ints]:
-        """Documents, starts (from the head's end in long ones; -1: head and tail) and counts of all pieces: [U] each."""
+        """Documents, starts (in long ones from the head's end; -1: head and tail) and counts of pieces, [U] each."""
         inner = self.sizes - self.both * self.long
         fulls = inner // self.full  # [N]
         rest = inner - fulls * self.full

@@ -103,6 +103,8 @@ assert gather(torch.ones(4, 2).T).shape == (6, 4)  # not contiguous
 before = torch.ones(2)
 assert distributed.total(before).tolist() == [3, 3] and before.tolist() == [1, 1]
 assert distributed.anyone(rank == 2) and not distributed.anyone(False)
+for text in ("gr\u00fcn", ""):
+    assert distributed.alike(text if rank == 0 else f"process {rank}") == text
 distributed.barrier()
 os._exit(0)
 """
@@ -121,6 +123,7 @@ def test_alone_nothing_is_shared():
     assert (distributed.rank(), distributed.world()) == (0, 1)
     assert distributed.gather(x) is x
     assert distributed.total(x) is x
+    assert distributed.alike("alone") == "alone"
     assert distributed.anyone(True)
     assert not distributed.anyone(False)
     distributed.barrier()

@@ -30,6 +30,10 @@ class Listener:
             self.do(run)
 
     @hookimpl
+    def measured(self, run, values):
+        self.calls.append((run.done, values))
+
+    @hookimpl
     def run_finished(self, run, error):
         self.calls.append(error)
 
@@ -51,6 +55,12 @@ def same(ours, theirs):
     assert ours.keys() == theirs.keys()
     for name in ours:
         assert torch.equal(ours[name], theirs[name]), name
+
+
+def test_what_a_service_measures_reaches_the_others(toys):
+    listener = Listener(at=2, do=lambda run: run.measure({"validation/loss": 1.5}))
+    loop.train(start(toys, listener=listener, train__steps=3))
+    assert listener.calls == ["started", (2, {"validation/loss": 1.5}), None]
 
 
 def test_a_run_ends_and_its_loss_falls(toys):
