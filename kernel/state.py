@@ -49,10 +49,12 @@ def save(root: Path, step: int, tensors: Tensors, facts: Mapping[str, Any]) -> P
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
         _write(work, tensors, {"step": step, **facts})
-        if final.exists():  # damaged, or written by a run that was killed just after
-            shutil.rmtree(final)
+        old = work.with_name(f"{work.name}.old")
+        if final.exists():  # damaged, or written by a run that was killed just after; half deleted it would be damaged
+            final.rename(old)
         work.rename(final)
         _sync(root)
+        shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as cause:
         shutil.rmtree(work, ignore_errors=True)
         kept = next(iter(folders(root)), None)
