@@ -260,6 +260,7 @@ class Tower(nn.Module):
     """A stem and the backbone behind it, with the modality they are for; what an objective is given."""
 
     stem: Any  # a Stem, or Raw
+    causal = False  # an objective that trains it to look back alone says so, for whoever uses it later
 
     def __init__(self, stem: nn.Module, backbone: Backbone, modality: Modality | None = None) -> None:
         super().__init__()
@@ -268,7 +269,7 @@ class Tower(nn.Module):
 
     def forward(self, raw: Signal, *, causal: bool = False, context: Signal | None = None) -> Signal:
         """Raw (or, for a decoder, tokens) -> [B, T', D]."""
-        tokens: Signal = self.backbone(self.stem(raw), causal=causal, context=context)
+        tokens: Signal = self.backbone(self.stem(raw), causal=causal or self.causal, context=context)
         return tokens
 
     def view(self, raw: Signal, extent: tuple[float, float], draw: Stream, strength: float = 1.0) -> Signal:
