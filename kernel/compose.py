@@ -175,6 +175,7 @@ def start(
     if run.optimizer is None:
         raise ConfigError("no service builds an optimizer: the service `optimizer` is disabled")
     run.notes += notes
+    plugins.hook.run_composed(run=run)
     if resume and folder:
         if kept:
             _resume(run, kept)

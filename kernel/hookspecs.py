@@ -39,6 +39,11 @@ def build_optimizer(objective: Objective, batch: int) -> Optimizer | None:
 
 
 @hookspec
+def run_composed(run: Run) -> None:
+    """Called once when all is made and nothing is written: find here that a setting cannot work, before it costs."""
+
+
+@hookspec
 def run_started(run: Run) -> None:
     """Called once, after a checkpoint was loaded and before the first step."""
 

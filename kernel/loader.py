@@ -172,12 +172,12 @@ class Loader:
         """The microbatches of each step from `first` up to `total`, made ahead by workers."""
         batches = iter(
             DataLoader(
-                _Caught(self.reader),
+                Caught(self.reader),
                 sampler=(places for step in range(first, total) for places in self.places(step)),
                 batch_size=None,
                 collate_fn=torch.nn.Identity(),  # it is a batch already
                 num_workers=self.workers,
-                worker_init_fn=_worker_started,
+                worker_init_fn=worker_started,
                 generator=torch.Generator(),  # or DataLoader would draw from the global one
                 timeout=self.timeout if self.workers else 0,
                 pin_memory=pin,
@@ -193,7 +193,7 @@ class Loader:
             del batches  # ends the workers now, though the traceback of an error may keep this frame alive
 
 
-class _Caught(Dataset[Any]):
+class Caught(Dataset[Any]):
     """The reader in a worker: it hands an error over; raised there, it would arrive with a traceback for a message."""
 
     def __init__(self, reader: Reader) -> None:
@@ -206,7 +206,7 @@ class _Caught(Dataset[Any]):
             return cause
 
 
-def _worker_started(_: int) -> None:
+def worker_started(_: int) -> None:
     """Workers end with their parent, which may need them for one more step: Ctrl-C is for it alone, and a SIGTERM, as
     torchrun, `timeout` and schedulers send it to a whole group of processes, ends a worker only some seconds later.
     """

@@ -36,6 +36,7 @@ def test_hooks_are_declared_in_the_order_of_a_run():
     assert list(HOOKS) == [
         "open_data",
         "build_optimizer",
+        "run_composed",
         "run_started",
         "step_started",
         "step_finished",

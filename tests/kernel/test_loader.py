@@ -85,7 +85,7 @@ FORK = multiprocessing.get_context("fork")
 
 
 def _work(ready):
-    loader._worker_started(0)
+    loader.worker_started(0)
     ready.set()
     while True:
         time.sleep(60)
