@@ -1,6 +1,6 @@
-"""Which tokens to hide: spans of them, and the hidden ones of each row side by side.
+"""Which tokens to hide: spans of them, or single ones by exact count; and the hidden ones of each row side by side.
 
-Baevski et al. 2020, "wav2vec 2.0", section 3.1 and appendix A, https://arxiv.org/abs/2006.11477; the
+Spans are those of Baevski et al. 2020, "wav2vec 2.0", section 3.1 and appendix A, https://arxiv.org/abs/2006.11477; the
 number of spans is drawn as in the authors' code:
 
     spans of an utterance of t frames = int(share * t / length + U),  U uniform in [0, 1)
@@ -24,6 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfsup.kernel import Stream
+
+SLACK = 1e-6  # tokens: a tenth of ten is one, though in floating point (1 - 0.9) * 10 < 1
 
 
 class Spans(NamedTuple):
@@ -59,6 +61,25 @@ def span_mask(draw: Stream, real: Tensor, spans: Spans) -> Tensor:
 def capacity(tokens: int, spans: Spans) -> int:
     """M: the most tokens that `span_mask` hides in a row of at most this many."""
     return min(tokens, max(spans.least, int(spans.share * tokens / spans.length) + 1) * spans.length)
+
+
+def random_mask(draw: Stream, real: Tensor, share: float) -> Tensor:
+    """Hide `hidden_count` tokens of every row, all sets of them alike likely: [B, T] bool.
+
+    `real` [B, T] bool says which tokens are not padding; they come first in their row.
+    """
+    tokens = real.sum(1, keepdim=True)  # [B, 1]
+    visible = ((1 - share) * tokens.double() + SLACK).long().clamp(min=1)  # [B, 1], as `hidden_count` has it
+    # A row draws the same keys however long its neighbours are: padding sorts last, and so is never hidden.
+    keys = draw.bits(real.shape[1]).masked_fill(~real, 2**32)  # [B, T]
+    order = keys.argsort(dim=1, stable=True)  # [B, T]
+    place = torch.arange(real.shape[1], device=real.device)  # [T]
+    return torch.zeros_like(real).scatter(1, order, (place >= visible) & (place < tokens))
+
+
+def hidden_count(tokens: int, share: float) -> int:
+    """How many of a row's tokens `random_mask` hides: at least this share, and not the last one. Grows with the row."""
+    return tokens - max(1, int((1 - share) * tokens + SLACK))
 
 
 def pack(hidden: Tensor, size: int) -> tuple[Tensor, Tensor]:
