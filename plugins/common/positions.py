@@ -7,7 +7,9 @@
     Relative   a learned bias on the logits, by bucket of p_k - p_q  T5, Raffel et al. 2020
 
 The first three add to the tokens once; `Rotary` and `Relative` act within attention. All but `Conv`
-read the positions that tokens carry, so they serve dropped (MAE) and packed tokens as they are.
+read the positions that tokens carry, so they serve dropped (MAE) and packed tokens as they are. A token
+at negative positions (a class token) is nowhere: `Learned` and `SinCos` add nothing to it, `Rotary` does not
+turn it, and to `Relative` it comes before the others.
 
 Shapes: B batch, T tokens, D width, A axes of a position, d width of a head, H heads, G groups. A leading
 dimension of 1 stands for positions that all samples share.
@@ -74,8 +76,8 @@ class Learned(nn.Module):
                 f"position {farthest} is beyond the {self.table.num_embeddings} learned ones; "
                 "raise backbone.length or shorten the samples"
             )
-        out: Tensor = self.table(where)
-        return out
+        out: Tensor = self.table(where.clamp(min=0))
+        return out if tokens.positions is None else out.masked_fill((where < 0)[..., None], 0)
 
 
 class SinCos(nn.Module):
@@ -93,7 +95,8 @@ class SinCos(nn.Module):
         where = places(tokens)
         share = self.width // (2 * where.shape[-1])
         angle = where[..., None] * frequencies(share, self.base, where.device)  # [B, T, A, share]
-        table = torch.cat([angle.sin(), angle.cos()], -1).flatten(2)  # [B, T, A * 2 * share]
+        table = torch.cat([angle.sin(), angle.cos()], -1)  # [B, T, A, 2 * share]
+        table = table.masked_fill((where < 0)[..., None], 0).flatten(2)  # [B, T, A * 2 * share]
         return F.pad(table, (0, self.width - table.shape[-1]))  # [B, T, D]
 
 
@@ -172,6 +175,7 @@ class Rotary(nn.Module):
         pairs, axes = self.width // 2, where.shape[-1]
         if pairs % axes:
             raise ContractError(f"heads {self.width} wide do not split into pairs over {axes} axes of positions")
+        where = where.clamp(min=0)
         angle = where[..., None] * frequencies(pairs // axes, self.base, where.device)  # [B, T, A, pairs / A]
         angle = angle.flatten(2).repeat(1, 1, 2)[:, None]  # [B, 1, T, d]
         return angle.cos(), angle.sin()

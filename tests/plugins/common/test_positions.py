@@ -7,7 +7,7 @@ import torch
 
 from selfsup.kernel.contracts import Signal
 from selfsup.kernel.errors import ContractError
-from selfsup.plugins.common.positions import Conv, Relative, Rotary, SinCos, correlate, fft_pays, rotate
+from selfsup.plugins.common.positions import Conv, Learned, Relative, Rotary, SinCos, correlate, fft_pays, rotate
 
 
 def test_sincos_of_one_axis() -> None:
@@ -26,6 +26,21 @@ def test_sincos_splits_the_width_over_axes() -> None:
         alone = SinCos(8)(Signal(torch.zeros(1, 2, 8), positions=where[..., axis]))
         assert torch.equal(table[..., 8 * axis : 8 * axis + 8], alone)
     assert (table[..., 24:] == 0).all()
+
+
+def test_a_token_at_negative_positions_is_nowhere() -> None:
+    where = torch.tensor([[[-1, -1], [0, 0], [3, 1]]])
+    tokens = Signal(torch.zeros(1, 3, 8), positions=where)
+    table = SinCos(8)(tokens)
+    assert (table[0, 0] == 0).all()
+    assert torch.equal(table[:, 1:], SinCos(8)(Signal(tokens.x[:, 1:], positions=where[:, 1:])))
+    cos, sin = Rotary(8)(tokens)
+    assert (cos[0, 0, 0] == 1).all()
+    assert (sin[0, 0, 0] == 0).all()
+    learned = Learned(4, 8)
+    added = learned(Signal(tokens.x, positions=where[..., 0]))
+    assert (added[0, 0] == 0).all()
+    assert torch.equal(added[0, 1:], learned.table.weight[[0, 3]])
 
 
 def test_rotary_logits_depend_on_distance_alone() -> None:
