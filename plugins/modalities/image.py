@@ -25,13 +25,14 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from selfsup.kernel.config import about
-from selfsup.kernel.contracts import Draw, Modality, Sample, Signal, Stem
+from selfsup.kernel.contracts import Draw, Modality, Sample, Signal
 from selfsup.kernel.errors import ConfigError, ContractError, DataError
 from selfsup.kernel.random import Stream
 from selfsup.plugins.common import augment, augment_colour
+from selfsup.plugins.common.patch_stem import PatchStem
 from selfsup.plugins.common.photo import SUFFIXES, Photo, decode
 
 TRIES = 10  # candidates for a crop, as in every random resized crop
@@ -234,26 +235,18 @@ class _Plan(NamedTuple):
         return 2 * (place + 1) * self.jittered + self.blurred
 
 
-class Patches(Stem):
-    """Patches of a view, each embedded linearly: z_t = W x_t + b, x_t the P pixel values of patch t."""
+class Patches(PatchStem):
+    """Square patches of a view, row by row."""
 
     def __init__(self, width: int, patch: int, channels: int) -> None:
-        super().__init__()
-        self.width, self.patch, self.size = width, patch, channels * patch**2
-        self.embed = nn.Linear(self.size, width)
-        nn.init.xavier_uniform_(self.embed.weight)
-        nn.init.zeros_(self.embed.bias)
+        super().__init__(channels * patch**2, width)
+        self.patch = patch
 
-    def latents(self, raw: Signal) -> Signal:
-        """[B, C, H, W] float -> [B, T, L] with positions [B, T, 2] (row, column); any multiple of the patch."""
-        x = self.embed(self.targets(raw))  # [B, T, L]
-        rows, columns = raw.x.shape[2] // self.patch, raw.x.shape[3] // self.patch
-        row, column = torch.arange(rows, device=x.device), torch.arange(columns, device=x.device)
-        places = torch.stack(torch.meshgrid(row, column, indexing="ij"), -1).reshape(1, -1, 2)  # [1, T, 2]
-        return Signal(x, positions=places.expand(len(x), -1, -1))
+    def cut(self, raw: Signal) -> Signal:
+        """[B, C, H, W] float -> its patches [B, T, P] with positions [B, T, 2] (row, column).
 
-    def targets(self, raw: Signal) -> Tensor:
-        """The pixels of each patch by (row, column, channel), as in MAE: [B, T, P]."""
+        Sides are any multiples of the patch. The values of a patch stand by (row, column, channel), as in MAE.
+        """
         b, c, h, w = raw.x.shape
         p = self.patch
         if c * p * p != self.size or h % p or w % p or not raw.x.is_floating_point():
@@ -262,7 +255,9 @@ class Patches(Stem):
                 f"it got {raw.x.dtype} {[c, h, w]} (a decoded photo becomes a view through `view` or `plain`)"
             )
         x = raw.x.reshape(b, c, h // p, p, w // p, p).permute(0, 2, 4, 3, 5, 1)  # [B, rows, columns, p, p, C]
-        return x.reshape(b, -1, self.size)
+        row, column = torch.arange(h // p, device=x.device), torch.arange(w // p, device=x.device)
+        places = torch.stack(torch.meshgrid(row, column, indexing="ij"), -1).reshape(1, -1, 2)  # [1, T, 2]
+        return Signal(x.reshape(b, -1, self.size), positions=places.expand(b, -1, -1))
 
 
 def _size(raw: Signal) -> Tensor:
