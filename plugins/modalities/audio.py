@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from selfsup.kernel.config import about
-from selfsup.kernel.contracts import Draw, Modality, Sample, Signal
+from selfsup.kernel.contracts import Draw, Modality, Sample, Shown, Signal
 from selfsup.kernel.errors import BadSample, ConfigError, DataError
 from selfsup.plugins.common.conv_encoder import LAYERS, ConvEncoder, Layer, receptive_field
 from selfsup.plugins.common.speech import Speech
@@ -137,6 +137,14 @@ class Audio(Modality):
         """Seconds of sound, without padding."""
         samples = signal.x.numel() if signal.segments is None else int((signal.segments > 0).sum())
         return samples / self.rate
+
+    def show(self, signal: Signal) -> list[Shown]:
+        """The waveforms, without padding."""
+        waves = signal.x.detach().float().cpu()
+        if signal.segments is None:
+            return list(waves.numpy())
+        lengths = (signal.segments > 0).sum(1).tolist()
+        return [wave[:length].numpy() for wave, length in zip(waves, lengths, strict=True)]
 
     def sample(self) -> Sequence[Sample]:
         """480 synthesised utterances of ten invented words by many voices, 1 to 3 s; the label is the word."""

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from selfsup.kernel.config import about
-from selfsup.kernel.contracts import Draw, Modality, Sample, Signal
+from selfsup.kernel.contracts import Draw, Modality, Sample, Shown, Signal
 from selfsup.kernel.errors import ConfigError, ContractError, DataError
 from selfsup.kernel.random import Stream
 from selfsup.plugins.common import augment, augment_colour
@@ -198,6 +198,23 @@ class Image(Modality):
         if strength > 0 and self.solarize_chance > 0:
             x = augment.only(plan.solarized, augment_colour.solarize, x)
         return augment_colour.normalise(x, self.mean, self.std)
+
+    @torch.no_grad()
+    def show(self, signal: Signal) -> list[Shown]:
+        """Pictures: canvases in the shape of their photos, views with mean and deviation undone."""
+        x = signal.x.detach().float().cpu()  # [B, C, H, W]
+        if signal.x.is_floating_point():
+            mean, std = (torch.tensor(v or (d,)).view(-1, 1, 1) for v, d in ((self.mean, 0.0), (self.std, 1.0)))
+            x = (x * std + mean) * 255
+        sizes = _size(signal).tolist() if signal.positions is not None else [x.shape[2:]] * len(x)
+        shown = []
+        for picture, (height, width) in zip(x, sizes, strict=True):
+            scale = x.shape[-1] / max(height, width)
+            sides = max(1, round(height * scale)), max(1, round(width * scale))
+            picture = torch.nn.functional.interpolate(picture[None], sides, mode="bilinear", antialias=True)[0]
+            levels = picture.round().clamp(0, 255).byte().expand(3, -1, -1)  # grey shows in three channels
+            shown.append(levels.permute(1, 2, 0).contiguous().numpy())  # [H, W, 3]
+        return shown
 
     def sample(self) -> Sequence[Sample]:
         """The 1,797 handwritten digits of 8 x 8 pixels in 10 classes that come with scikit-learn."""

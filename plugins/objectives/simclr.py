@@ -20,6 +20,7 @@ Shapes: B samples of this process, G of all processes, D width of the tower, Z o
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
@@ -28,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfsup.kernel.config import about
-from selfsup.kernel.contracts import Batch, Loss, Objective, Signal, Step, Tower
+from selfsup.kernel.contracts import Batch, Loss, Objective, Shown, Signal, Step, Tower
 from selfsup.kernel.distributed import gather
 from selfsup.kernel.errors import ConfigError
 from selfsup.plugins.common.heads import ProjectionHead
@@ -122,11 +123,8 @@ class SimCLR(Objective):
 
     def forward(self, batch: Batch, step: Step) -> Loss:
         """The loss of this process's views against those of all processes, and how the embedding fares."""
-        raw, ids = batch["encoder"], batch["ids"]
-        views = [
-            self.encoder.view(raw, self.extent, step.draw(f"view {name}", ids), self.strength) for name in ("a", "b")
-        ]
-        features = self.encoder(stacked(*views)).mean()  # [2B, D]
+        ids = batch["ids"]
+        features = self.encoder(stacked(*self.views(batch, step))).mean()  # [2B, D]
         embeddings = self.head(features)  # [2B, Z]
         with torch.autocast(embeddings.device.type, enabled=False):
             first, second = F.normalize(embeddings.float(), dim=-1).chunk(2)  # [B, Z] each
@@ -135,6 +133,27 @@ class SimCLR(Objective):
                 alignment = (first - second).square().sum(-1).mean()
                 spread = spread_of(features)
         return Loss(loss, {"accuracy": accuracy, "alignment": alignment, "spread": spread})
+
+    def views(self, batch: Batch, step: Step) -> list[Signal]:
+        """Two random views of every sample."""
+        draws = [step.draw(f"view {name}", batch["ids"]) for name in ("a", "b")]
+        return [self.encoder.view(batch["encoder"], self.extent, draw, self.strength) for draw in draws]
+
+    @torch.no_grad()
+    def show(self, batch: Batch, step: Step, guess: bool = True) -> Mapping[str, Sequence[Shown]]:
+        """Both views of each sample; the guess is the view, of all that are shown, that is nearest to the first."""
+        first, second = self.views(batch, step)
+        modality = self.encoder.modality
+        views = [*modality.show(first), *modality.show(second)]
+        half = len(views) // 2
+        shown = {"sample": modality.show(batch["encoder"]), "one view": views[:half], "its partner": views[half:]}
+        if not guess:
+            return shown
+        embeddings = F.normalize(self.head(self.encoder(stacked(first, second)).mean()).float(), dim=-1)  # [2B, Z]
+        nearest = (embeddings[:half] @ embeddings.T).fill_diagonal_(-torch.inf).argmax(1).tolist()  # [B]
+        found = [views[i] for i in nearest]
+        right = ["its partner" if i == row + half else "another sample's" for row, i in enumerate(nearest)]
+        return {**shown, "nearest of all views": found, "which is": right}
 
 
 def nt_xent(first: Tensor, second: Tensor, ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

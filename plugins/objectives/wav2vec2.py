@@ -32,19 +32,20 @@ frames that can be hidden, K negatives, G groups of V codebook entries.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from selfsup.kernel import Batch, Loss, Objective, Signal, Stem, Step, Stream, Tower, about
+from selfsup.kernel import Batch, Loss, Objective, Shown, Signal, Stem, Step, Stream, Tower, about
 from selfsup.kernel.errors import ConfigError, ContractError
 from selfsup.plugins.common.masking import Spans, capacity, pack, pick, span_mask
-from selfsup.plugins.common.quantize import GumbelQuantizer, perplexity, usage
+from selfsup.plugins.common.quantize import GumbelQuantizer, Quantized, perplexity, usage
 
 
 class Wav2Vec2(Objective):
@@ -188,18 +189,9 @@ class Wav2Vec2(Objective):
         local: latents [B, T, L]. hidden: [B, T] bool. negatives: [B, M, K], for each hidden frame the numbers of K
         others among the hidden frames of its utterance. noise: [B, M, G, V] or None, at the temperature `gumbel`.
         """
-        index, valid = pack(hidden, negatives.shape[1])  # [B, M]
-        normed = self.encoder.stem.norm(local.x)  # [B, T, L]
-        tokens = replace(local, x=self.dropout_input(self.encoder.stem.project(normed)))  # [B, T, D]
-        context = pick(self.encoder.backbone(tokens.fill(hidden, self.hidden)).x, index)  # [B, M, D]
-        with torch.autocast(
-            context.device.type, enabled=False
-        ):  # what follows is small, and logarithms are not for bf16
-            exact = self.hidden.dtype
-            features = self.dropout_features(pick(normed, index)).to(exact)  # [B, M, L]
-            target = self.quantize(features, noise, gumbel)
-            guess, truth = self.project_context(context.to(exact)), self.project_target(target.vectors)  # [B, M, W]
-            losses, right = contrast(guess, truth, target.codes, negatives, self.temperature)  # [B, M]
+        losses, right, valid, target = self.guesses(local, hidden, negatives, noise, gumbel)
+        exact = self.hidden.dtype
+        with torch.autocast(losses.device.type, enabled=False):
             spread = perplexity(usage(target.logits.softmax(-1), valid))
             with torch.no_grad():
                 chosen = torch.zeros_like(target.logits).scatter_(-1, target.logits.argmax(-1, keepdim=True), 1.0)
@@ -219,6 +211,56 @@ class Wav2Vec2(Objective):
             "hidden": number / local.real().sum().clamp(min=1),
         }
         return Loss(total, metrics, weight=counts.sum())
+
+    def guesses(
+        self, local: Signal, hidden: Tensor, negatives: Tensor, noise: Tensor | None, gumbel: float
+    ) -> tuple[Tensor, Tensor, Tensor, Quantized]:
+        """Loss, whether the truth wins, and whether there is any hidden frame there, [B, M] each; and the targets."""
+        index, valid = pack(hidden, negatives.shape[1])  # [B, M]
+        normed = self.encoder.stem.norm(local.x)  # [B, T, L]
+        tokens = replace(local, x=self.dropout_input(self.encoder.stem.project(normed)))  # [B, T, D]
+        context = pick(self.encoder.backbone(tokens.fill(hidden, self.hidden)).x, index)  # [B, M, D]
+        with torch.autocast(
+            context.device.type, enabled=False
+        ):  # what follows is small, and logarithms are not for bf16
+            exact = self.hidden.dtype
+            features = self.dropout_features(pick(normed, index)).to(exact)  # [B, M, L]
+            target = self.quantize(features, noise, gumbel)
+            guess, truth = self.project_context(context.to(exact)), self.project_target(target.vectors)  # [B, M, W]
+            losses, right = contrast(guess, truth, target.codes, negatives, self.temperature)  # [B, M]
+        return losses, right, valid, target
+
+    @torch.no_grad()
+    def show(self, batch: Batch, step: Step, guess: bool = True) -> Mapping[str, Sequence[Shown]]:
+        """Each sample without its hidden frames; the guess is the chance given to the truth at each of these.
+
+        Frames are shown side by side over the whole sample: within the receptive field of where they are.
+        """
+        local, ids = self.latents(batch["encoder"]), batch["ids"]
+        hidden = span_mask(step.draw("mask", ids), local.real(), self.spans)  # [B, T]
+        frames = local.real().sum(1).tolist()
+        masks = [row[:count].numpy() for row, count in zip(hidden.cpu(), frames, strict=True)]
+        samples = self.encoder.modality.show(batch["encoder"])
+        shown: dict[str, Sequence[Shown]] = {
+            "sample": samples,
+            "what the model sees": list(map(without, samples, masks)),
+        }
+        if not guess:
+            return shown
+        size = capacity(hidden.shape[1], self.spans)
+        negatives = others(step.draw("negatives", ids), hidden.sum(1), size, self.negatives)  # [B, M, K]
+        losses = self.guesses(local, hidden, negatives, None, self.gumbel_temperature(step))[0]
+        chances = [np.full(count, np.nan, np.float32) for count in frames]
+        for row, mask, chance in zip((-losses).exp().cpu().numpy(), masks, chances, strict=True):
+            chance[mask] = row[: int(mask.sum())]
+        return {**shown, f"chance given to the truth among {self.negatives + 1}": chances}
+
+
+def without(sample: Shown, hidden: np.ndarray[Any, Any]) -> Shown:
+    """A curve [N] with gaps where frames [T] are hidden; of what is no curve, the frames as marked text."""
+    if isinstance(sample, np.ndarray) and sample.ndim == 1:
+        return np.where(hidden[np.arange(len(sample)) * len(hidden) // len(sample)], np.float32(np.nan), sample)
+    return [("■" if is_hidden else "·", "hidden" if is_hidden else "") for is_hidden in hidden]
 
 
 def others(draw: Stream, counts: Tensor, size: int, k: int) -> Tensor:

@@ -211,3 +211,12 @@ def test_sample_and_pickle():
     out = audio.stem(16)(batch)
     assert out.x.shape[0] == 3
     assert torch.isfinite(out.x).all()
+
+
+def test_people_see_the_waveforms_without_padding():
+    modality = plain()
+    raws = [torch.from_numpy(tone(seconds=s)) for s in (0.5, 0.25)]
+    for clips in (raws, raws[:1]):
+        shown = modality.show(modality.collate(clips))
+        for wave, raw in zip(shown, clips, strict=True):
+            np.testing.assert_array_equal(wave, raw.numpy())

@@ -321,3 +321,26 @@ def test_sample_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builtins, "__import__", absent)
     with pytest.raises(DataError, match=r"pip install 'selfsup\[eval\]'"):
         Image().sample()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_people_see_views_as_they_were_before_mean_and_deviation(channels: int) -> None:
+    modality = Image(size=8, patch=8, channels=channels, mean=(0.4,) * channels, std=(0.2,) * channels)
+    stored = [np.full((8, 8, 3), level, np.uint8) for level in (0, 100, 255)]
+    raw = modality.collate([modality.read(array) for array in stored])
+    for signal in (raw, modality.plain(raw)):
+        shown = modality.show(signal)
+        assert [picture.shape for picture in shown] == [(8, 8, 3)] * 3
+        for picture, array in zip(shown, stored, strict=True):
+            assert picture.dtype == np.uint8
+            np.testing.assert_array_equal(picture, array)
+
+
+def test_people_see_canvases_in_the_shape_of_their_photos() -> None:
+    modality = Image(size=32)
+    photo = np.zeros((40, 20, 3), np.uint8)
+    photo[20:] = (255, 0, 0)
+    (shown,) = modality.show(modality.collate([modality.read(photo)]))
+    assert shown.shape == (32, 16, 3)
+    assert shown[:14].max() == 0
+    assert (shown[18:] == (255, 0, 0)).all()

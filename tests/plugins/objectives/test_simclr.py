@@ -293,3 +293,24 @@ def test_two_processes_give_the_loss_and_the_gradient_of_one(tmp_path):
 
 if __name__ == "__main__":
     worker(int(sys.argv[2]), sys.argv[1])
+
+
+def test_people_see_both_views_and_the_nearest_of_all():
+    settings = resolve(Plugins(), {"objective": {"name": "simclr"}, "preset": "tiny"})
+    objective = build(Plugins(), settings).eval()
+    modality = objective.encoder.modality
+    raw = modality.collate([modality.read(sample["image"]) for sample in modality.sample()[:6]])
+    batch = {"encoder": raw, "ids": torch.arange(6)}
+    shown = objective.show(batch, STEP)
+    first, second = objective.views(batch, STEP)
+    for name, signal in {"sample": raw, "one view": first, "its partner": second}.items():
+        np.testing.assert_array_equal(shown[name], modality.show(signal))
+    with torch.no_grad():
+        a, b = (F.normalize(objective.head(objective.encoder(view).mean()), dim=-1) for view in (first, second))
+    views = [*modality.show(first), *modality.show(second)]
+    for row in range(6):
+        cosines = torch.cat([a, b]) @ a[row]
+        cosines[row] = -2
+        np.testing.assert_array_equal(shown["nearest of all views"][row], views[int(cosines.argmax())])
+        assert (shown["which is"][row] == "its partner") == (int(cosines.argmax()) == row + 6)
+    assert list(objective.show(batch, STEP, guess=False)) == list(shown)[:3]

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,8 +17,9 @@ from selfsup.kernel import Loss, Raw, Signal, Step, Tower
 from selfsup.kernel.config import TrainOptions, check, nest
 from selfsup.kernel.errors import ConfigError, ContractError
 from selfsup.plugins.backbones.transformer import Transformer
+from selfsup.plugins.common.masking import span_mask
 from selfsup.plugins.modalities.audio import Audio
-from selfsup.plugins.objectives.wav2vec2 import Wav2Vec2, contrast, others
+from selfsup.plugins.objectives.wav2vec2 import Wav2Vec2, contrast, others, without
 from selfsup.plugins.services.optimizer import Optimizers
 
 SHORT = ((16, 10, 5), (16, 3, 2), (16, 2, 2))  # 20 samples a frame, 35 seen by one
@@ -303,3 +305,26 @@ def benchmark() -> Any:
 def test_a_backbone_without_a_stem_is_refused() -> None:
     with pytest.raises(ContractError, match="this backbone has none; try a transformer"):
         Wav2Vec2(Tower(Raw(), Transformer(width=16, depth=1, heads=2)))
+
+
+def test_people_see_what_is_hidden_and_the_chance_of_the_truth() -> None:
+    objective = make().eval()
+    batch = batch_of([40, 60])
+    hidden = span_mask(STEP.draw("mask", batch["ids"]), objective.latents(batch["encoder"]).real(), objective.spans)
+    shown = objective.show(batch, STEP)
+    loss, drawn = seen(objective, batch)
+    total = 0.0
+    for row, (sample, heard, chance) in enumerate(zip(*shown.values(), strict=True)):
+        frames = int(drawn["local"].real()[row].sum())
+        there = np.isfinite(heard)
+        np.testing.assert_array_equal(heard[there], sample[there])
+        frame = np.arange(len(sample)) * frames // len(sample)
+        np.testing.assert_array_equal(~there, hidden[row].numpy()[frame])
+        np.testing.assert_array_equal(np.isfinite(chance), hidden[row, :frames].numpy())
+        total -= float(np.log(chance[np.isfinite(chance)]).sum())
+    torch.testing.assert_close(total / int(hidden.sum()), float(loss.metrics["contrast"]), rtol=1e-5, atol=0)
+    assert list(objective.show(batch, STEP, guess=False)) == list(shown)[:2]
+
+
+def test_what_is_no_curve_shows_its_hidden_frames_as_marks() -> None:
+    assert without("a text", np.array([False, True])) == [("·", ""), ("■", "hidden")]
