@@ -131,11 +131,10 @@ class Comparison:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What the command line asks for."""
+@dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """Labelled data, and how its features are read."""
 
-    run: Path
     paths: Sequence[str] = ()
     tests: Sequence[str] = ()
     label: str | None = None
@@ -146,15 +145,21 @@ class Asked:
     device: str = "auto"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked(Labelled):
+    """What the command line asks for."""
+
+    run: Path
+
+
 def compare(plugins: Plugins, asked: Asked, judge: Judge) -> Comparison:
     """Judge the newest good checkpoint of a run."""
     objective, settings, step = compose.restore(asked.run, plugins, asked.device)
     modality: Modality = objective.exports.modality
     task = open_task(plugins, settings, modality, asked)
-    judged = partial(_judge, judge, task, modality, asked, _workers(settings, task))
+    judged = partial(examine, judge, task, modality, asked, settings)
     row, bank, query = judged(objective.exports, asked.layer)
     skipped = {**bank.skipped, **query.skipped}
-    _limit(skipped, len(task.bank) + len(task.query), settings)
     del objective
     initial = compose.restore(asked.run, plugins, asked.device, initial=True)[0]
     rows = {"trained": row, "random": judged(initial.exports, asked.layer)[0]}
@@ -179,17 +184,25 @@ def compare(plugins: Plugins, asked: Asked, judge: Judge) -> Comparison:
     )
 
 
-def _judge(
-    judge: Judge, task: Task, modality: Modality, asked: Asked, workers: int, tower: nn.Module, layer: int | None
+def examine(
+    judge: Judge,
+    task: Task,
+    modality: Modality,
+    asked: Labelled,
+    settings: Settings,
+    tower: nn.Module,
+    layer: int | None,
 ) -> tuple[Row, Features, Features]:
-    device = pick_device(asked.device)
+    """Judge a tower: (how it did, features of the bank, features of the query)."""
+    device, workers = pick_device(asked.device), _workers(settings, task)
     read = partial(features, tower, modality, device=device, batch=asked.batch, layer=layer, workers=workers)
     bank, query = read(task.bank), read(task.query)
+    _limit({**bank.skipped, **query.skipped}, len(task.bank) + len(task.query), settings)
     guess, found = judge(bank, query, task.seed)
     return Row.of(guess, query.labels, found), bank, query
 
 
-def open_task(plugins: Plugins, settings: Settings, modality: Modality, asked: Asked) -> Task:
+def open_task(plugins: Plugins, settings: Settings, modality: Modality, asked: Labelled) -> Task:
     """Open the labelled data and part it: by --test, or a fifth of every class, chosen by the run's seed."""
     seed = int(settings["train"]["seed"])
     source = _open(plugins, settings, modality, asked)
@@ -226,7 +239,7 @@ def _known(labels: np.ndarray[Any, Any], names: Sequence[str], where: str) -> np
     return known
 
 
-def _open(plugins: Plugins, settings: Settings, modality: Modality, asked: Asked) -> Source:
+def _open(plugins: Plugins, settings: Settings, modality: Modality, asked: Labelled) -> Source:
     """--data and --test as one source, so that labels mean the same in both."""
     own = {key: value for key, value in (("label", asked.label), ("column", asked.column)) if value is not None}
     settings = {**settings, "data": check("data", plugins.load("services", "data"), {**settings["data"], **own})}

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from selfsup.kernel.contracts import Backbone, Modality, Sample, Signal
 from selfsup.kernel.errors import BadSample, ConfigError, ContractError, DataError
-from selfsup.kernel.loader import Source
+from selfsup.kernel.loader import Source, worker_started
 
 
 class Features(NamedTuple):
@@ -71,12 +71,13 @@ def features(
         batch_size=None,
         collate_fn=nn.Identity(),  # it is a batch already
         num_workers=workers,
+        worker_init_fn=worker_started,
         generator=torch.Generator(),  # or DataLoader would draw from the global one
     )
     rows, labels, skipped = [], [], {}
     try:
         tower.to(device).eval()
-        with torch.inference_mode(), torch.autocast(kind, enabled=False), _cut(tower, layer):
+        with torch.no_grad(), torch.autocast(kind, enabled=False), _cut(tower, layer):
             for signal, known, bad in decoded:
                 skipped.update(bad)
                 if signal is not None:
@@ -138,17 +139,22 @@ class _Decoded(Dataset[Any]):
         return self.modality.collate(raws) if raws else None, labels, bad
 
 
+def units_of(tower: nn.Module, layer: int) -> list[nn.Module]:
+    """The units of a tower's backbone; ConfigError if there is none of the number `layer`, which counts from 1."""
+    backbone = getattr(tower, "backbone", None)
+    units = list(backbone.units()) if isinstance(backbone, Backbone) else []
+    if not 1 <= layer <= len(units):
+        raise ConfigError(f"layer = {layer}: this backbone has {f'layers 1 to {len(units)}' if units else 'no layers'}")
+    return units
+
+
 @contextmanager
 def _cut(tower: nn.Module, layer: int | None) -> Iterator[None]:
     """Let the units after the `layer`-th pass on what they are given."""
     if layer is None:
         yield
         return
-    backbone = getattr(tower, "backbone", None)
-    units = list(backbone.units()) if isinstance(backbone, Backbone) else []
-    if not 1 <= layer <= len(units):
-        raise ConfigError(f"layer = {layer}: this backbone has {f'layers 1 to {len(units)}' if units else 'no layers'}")
-    hooks = [unit.register_forward_hook(_skip) for unit in units[layer:]]
+    hooks = [unit.register_forward_hook(_skip) for unit in units_of(tower, layer)[layer:]]
     try:
         yield
     finally:

@@ -49,6 +49,14 @@ def knn(
     return torch.cat(guesses)
 
 
+def need_sklearn() -> None:
+    """DataError where scikit-learn is not installed."""
+    try:
+        import sklearn  # noqa: F401
+    except ImportError:
+        raise DataError("the probe needs scikit-learn: pip install 'selfsup[eval]'") from None
+
+
 class Probe(NamedTuple):
     """What a probe says."""
 
@@ -62,13 +70,11 @@ def probe(bank: Tensor, bank_labels: Tensor, query: Tensor, *, seed: int = 0, st
 
     C is the best of `GRID` on a fifth of the bank (the smaller on a tie); then all of the bank is used.
     """
-    try:
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import Pipeline, make_pipeline
-        from sklearn.preprocessing import StandardScaler
-    except ImportError:
-        raise DataError("the probe needs scikit-learn: pip install 'selfsup[eval]'") from None
+    need_sklearn()
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import Pipeline, make_pipeline
+    from sklearn.preprocessing import StandardScaler
 
     def fit(x: Tensor, y: Tensor, c: float) -> Pipeline:
         return make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=steps)).fit(x.numpy(), y.numpy())

@@ -22,7 +22,7 @@ from selfsup.kernel.config import about
 from selfsup.kernel.hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from rich.console import RenderableType
 
@@ -61,7 +61,7 @@ class Console:
     def run_started(self, run: Run) -> None:
         """Say what the run is made of."""
         self.silent = self.style == "off" or distributed.rank() > 0
-        self.began = self.since = time.perf_counter()
+        self.began = self.since = self.stepped = time.perf_counter()
         self.shown_at = 0.0  # of the newest line, on the same clock
         self.window: Counter[str] = Counter()  # unit -> how much since the last reading
         self.bad: set[int] = set()  # samples, by index; each epoch meets them again
@@ -90,6 +90,16 @@ class Console:
         elif done == run.first + 1 or last or (done % self.every == 0 and now - self.shown_at >= self.pause):
             self._show(run, report, done)
             self.shown_at = now
+        self.stepped = time.perf_counter()
+
+    @hookimpl
+    def measured(self, run: Run, values: Mapping[str, float]) -> None:
+        """Show what was measured, above the bar."""
+        if self.silent:
+            return
+        self._print(f"step {run.done}/{run.total} · {sentence(values)}")
+        now = time.perf_counter()  # what measuring took is no part of the rates
+        self.since, self.stepped = self.since + now - self.stepped, now
 
     @hookimpl(tryfirst=True)
     def run_finished(self, run: Run, error: BaseException | None) -> None:
@@ -117,7 +127,10 @@ class Console:
             return
         left = (now - self.began) / (done - run.first) * (run.total - done)
         facts = [f"step {done}/{run.total}", *facts, *rates, f"{clock(left)} left", memory(run.device)]
-        self.terminal.print(" · ".join(facts), markup=False, soft_wrap=True)
+        self._print(" · ".join(facts))
+
+    def _print(self, text: str) -> None:
+        self.terminal.print(Text(text), soft_wrap=not self.bar)  # above a bar, lines keep to the width of the terminal
         self.terminal.file.flush()
 
     def _line(self, label: str, text: str) -> None:
@@ -169,6 +182,16 @@ def readings(report: Report) -> dict[str, float]:
     tensors = {"loss": report.loss, **report.metrics}
     values = torch.stack([t.detach().float().reshape(()) for t in tensors.values()]).tolist()
     return dict(zip(tensors, values, strict=True))
+
+
+def sentence(values: Mapping[str, float]) -> str:
+    """{"validation/loss": 1.9, "validation/accuracy": 0.5} -> "validation loss 1.9, accuracy 0.5"."""
+    said: list[str] = []
+    section = ""
+    for name, value in values.items():
+        before, (section, _, rest) = section, name.rpartition("/")
+        said.append(f"{rest if section == before else f'{section} {rest}'} {value:.4g}")
+    return ", ".join(said)
 
 
 def memory(device: torch.device) -> str:

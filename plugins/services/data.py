@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
+from pydantic import BeforeValidator
 
 from selfsup.kernel.config import about
 from selfsup.kernel.contracts import Modality, Sample
@@ -25,6 +26,7 @@ from .data_files import Fields, Names, Options, find_files, kinds_of, open_files
 from .data_tables import READERS, open_hub, open_tables, suffix_of
 from .data_tars import open_tars
 
+Paths = Annotated[list[str], BeforeValidator(lambda given: [given] if isinstance(given, str) else given)]
 Count = Annotated[int, about("how many", ge=0)]
 HUB = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 
@@ -114,7 +116,7 @@ class Data:
         self,
         *,
         paths: Annotated[
-            list[str], about("folders, files, globs, tables, tars, hub names; PATH@WEIGHT for its share of a mixture")
+            Paths, about("folders, files, globs, tables, tars, hub names; PATH@WEIGHT for its share of a mixture")
         ] = [],  # noqa: B006 - never changed
         workers: Annotated[Count | Literal["auto"], about("processes that read and decode, from 0")] = "auto",
         max_bad: Annotated[float, about("share of samples that may be unusable before a run stops", ge=0, le=1)] = 0.01,

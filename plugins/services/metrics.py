@@ -5,6 +5,14 @@
 
 `step` counts from 0, `time` is in seconds since 1970, what is not finite is null. On a GPU the values
 are read every few steps only, as reading waits for the device (law 5).
+
+What a service measured (a validation loss, a kNN accuracy) has a line of its own, under the number of the step
+that had just been done; -1 says that it was measured before the first one:
+
+    {"step": 99, "measured": {"validation/loss": 1.9}, "time": 1767225700.0}
+
+So a run that goes on from a checkpoint after 100 steps keeps this line, and one that goes on from an earlier
+checkpoint drops it and measures again.
 """
 
 from __future__ import annotations
@@ -14,16 +22,16 @@ import math
 import os
 import sys
 import time
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
-
-import torch
-from torch import Tensor
 
 from selfsup.kernel import distributed
 from selfsup.kernel.config import about
 from selfsup.kernel.hookspecs import hookimpl
+from selfsup.plugins.common.readings import Reading, Readings
 
 if TYPE_CHECKING:
     from selfsup.kernel.loop import Report, Run
@@ -32,18 +40,17 @@ NAME = "metrics.jsonl"
 
 
 class Metrics:
-    """Append a line for each step to RUN/metrics.jsonl, on the first process."""
+    """Append a line for each step and each measurement to RUN/metrics.jsonl, on the first process."""
 
     def __init__(self, *, every: Annotated[int, about("steps between two readings of a GPU", ge=1)] = 10) -> None:
         self.every = every
-        self.since = 0.0  # when the step before was done
         self.file: TextIO | None = None
-        self.pending: list[tuple[dict[str, Any], list[str], Tensor]] = []
 
     @hookimpl
     def run_started(self, run: Run) -> None:
         """Open the file, without the lines of steps that will be done again."""
-        self.pending, self.since = [], time.perf_counter()
+        self.readings = Readings(patience=self.every)
+        self.readings.start()
         if run.folder is None or distributed.rank() > 0:
             return
         try:
@@ -55,22 +62,18 @@ class Metrics:
     @hookimpl(tryfirst=True)  # before a service that may stop the run
     def step_finished(self, run: Run, report: Report) -> None:
         """Keep the step's numbers on the device; write them at once on a CPU, every few steps on a GPU."""
+        if self.file is not None:
+            self._write(map(line, self.readings.keep(run, report)))
+
+    @hookimpl
+    def measured(self, run: Run, values: Mapping[str, float]) -> None:
+        """Write what was measured after the lines of the steps that were done."""
         if self.file is None:
             return
-        now = time.perf_counter()
-        seconds, self.since = max(now - self.since, 1e-9), now
-        known = {
-            "step": report.step.number,
-            "lr": float(run.optimizer.param_groups[0]["lr"]),
-            "samples_per_second": run.batch / seconds,
-            "amount": {unit: much * distributed.world() for unit, much in report.amount.items()},
-            "time": time.time(),
-        }
-        tensors = (report.loss, report.norm, *report.metrics.values())
-        values = torch.stack([t.detach().float().reshape(()) for t in tensors])  # [2 + metrics]
-        self.pending.append((known, list(report.metrics), values))
-        if run.device.type == "cpu" or len(self.pending) >= self.every:
-            self.flush()
+        self.flush()
+        row = {"step": run.done - 1, "measured": {name: finite(v) for name, v in values.items()}, "time": time.time()}
+        self._write([json.dumps(row, allow_nan=False) + "\n"])
+        self.readings.start()
 
     @hookimpl
     def checkpoint_saved(self, run: Run, folder: Path) -> None:
@@ -92,11 +95,14 @@ class Metrics:
 
     def flush(self) -> None:
         """Read what is on the device and write it."""
-        pending, self.pending = self.pending, []
-        lines = [line(known, names, values.tolist()) for known, names, values in pending]
-        if self.file and lines:
+        if self.file is not None:
+            self._write(map(line, self.readings.read()))
+
+    def _write(self, lines: Iterable[str]) -> None:
+        text = "".join(lines)
+        if self.file and text:
             try:
-                self.file.write("".join(lines))
+                self.file.write(text)
                 self.file.flush()
             except OSError as cause:
                 self._give_up(cause)
@@ -110,11 +116,17 @@ class Metrics:
         self.file = None
 
 
-def line(known: dict[str, Any], names: list[str], values: list[float]) -> str:
-    """One line of the file; `values` are the loss, the norm and the metrics called `names`."""
-    loss, norm, *rest = (value if math.isfinite(value) else None for value in values)
-    row = {"step": known["step"], "loss": loss, "norm": norm, **known, "metrics": dict(zip(names, rest, strict=True))}
+def line(reading: Reading) -> str:
+    """One line of the file."""
+    row: dict[str, Any] = asdict(reading)
+    row |= {"loss": finite(reading.loss), "norm": finite(reading.norm)}
+    row["metrics"] = {name: finite(value) for name, value in reading.metrics.items()}
     return json.dumps(row, allow_nan=False) + "\n"
+
+
+def finite(value: float) -> float | None:
+    """As JSON holds it: None for what is not finite."""
+    return float(value) if math.isfinite(value) else None
 
 
 def drop_from(path: Path, first: int) -> None:
@@ -122,7 +134,7 @@ def drop_from(path: Path, first: int) -> None:
     if not path.exists():
         return
     lines = path.read_bytes().splitlines(keepends=True)
-    kept = [line for line in lines if _step(line) < first]
+    kept = [line for line in lines if first and _step(line) < first]  # from 0 on: also what was measured before
     if len(kept) < len(lines):
         work = path.with_name(f".{NAME}.{os.getpid()}")
         work.write_bytes(b"".join(kept))
