@@ -12,6 +12,10 @@ MARK = b"\xef\xbb\xbf"  # the byte order mark that some programs write before UT
 NULS = 1e-3  # share of zero bytes from which on a file is taken for a binary one
 
 
+class Empty(BadSample):
+    """There is nothing to read: an empty row of a table, a file of white space."""
+
+
 def decode(stored: Any, max_bytes: int) -> str:
     """Read a text, a Path, the bytes of a file or {"bytes", "path"}; strict UTF-8, never empty."""
     if isinstance(stored, Mapping):
@@ -24,13 +28,13 @@ def decode(stored: Any, max_bytes: int) -> str:
         size = len(stored)
         text = "" if size > max_bytes else _utf8(bytes(stored))
     elif stored is None:
-        raise BadSample("there is no text: the field is empty")
+        raise Empty("there is no text: the field is empty")
     else:
         raise BadSample(f"text is stored as a str, a file or bytes; this is {type(stored).__name__}")
     if size > max_bytes:
         raise BadSample(f"{size:,} bytes are more than the {max_bytes:,} that modality.max_bytes allows")
     if not text or text.isspace():
-        raise BadSample("the text is empty" if not text else "the text is nothing but white space")
+        raise Empty("the text is empty" if not text else "the text is nothing but white space")
     if (zeros := text.count("\0")) > NULS * len(text):
         raise BadSample(f"this is no text: {zeros:,} of its {len(text):,} characters are NUL")
     return text

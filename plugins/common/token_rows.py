@@ -1,4 +1,4 @@
-"""Documents of ids as the rows and crops that training goes through.
+"""Documents of ids as what training goes through: packed rows, or one document at a time.
 
 Content comes in units: with `each`, a piece is its tokens between begin and end; otherwise it is predictions, so that m
 units of begin, text, end show m + 1 tokens, the first of which the piece before has shown already.
@@ -6,9 +6,16 @@ units of begin, text, end show m + 1 tokens, the first of which the piece before
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from selfsup.kernel.errors import DataError
+from selfsup.kernel.loader import Part, Sample, Source
+
+from .corpus import Corpus
+from .packing import Layout
 
 Ids = np.ndarray[Any, Any]
 
@@ -51,3 +58,82 @@ class Frame(NamedTuple):
         units = self.units(len(ids))
         count = min(units, length - self.overhead)
         return self.piece(ids, int(share * (units - count + 1)), count)
+
+
+class Documents:
+    """The usable documents one by one, as ids on disk: a `Source`."""
+
+    def __init__(self, field: str, corpus: Corpus, source: Source, notes: Sequence[str] = ()) -> None:
+        self.field, self.corpus, self.documents, self.notes = field, corpus, source, notes
+        self.bounds = np.searchsorted(corpus.numbers, np.cumsum([0, *(part.size for part in source.parts)]))
+        sizes = np.diff(self.bounds).tolist()
+        if 0 in sizes:
+            raise DataError(f"data set {sizes.index(0) + 1} of {len(sizes)} holds no {field} that can be used")
+        self.parts: Sequence[Part] = _weighted(source.parts, sizes)
+
+    def __len__(self) -> int:
+        return len(self.corpus)
+
+    def __getitem__(self, index: int) -> Sample:
+        return {self.field: self.corpus.ids(index)}
+
+    def name(self, index: int) -> str:
+        """What the source calls the document."""
+        return self.documents.name(int(self.corpus.numbers[index]))
+
+
+class Packed:
+    """Documents packed into rows, laid anew every turn, each part of a mixture by itself: a `Source`, and `Relaid`."""
+
+    def __init__(self, single: Documents, frame: Frame, pad: int, layout: Callable[[Ids], Layout]) -> None:
+        self.single, self.frame, self.pad, self.documents = single, frame, pad, single.documents
+        bounds = zip(single.bounds[:-1], single.bounds[1:], strict=True)
+        self.layouts = [layout(frame.units(single.corpus.sizes[first:last])) for first, last in bounds]
+        rows = [layout.rows for layout in self.layouts]
+        self.ends = np.cumsum(rows)
+        self.parts: Sequence[Part] = _weighted(single.documents.parts, rows)
+        self.notes: Sequence[str] = [*single.notes, self._counted()]
+
+    def _counted(self) -> str:
+        length = self.layouts[0].length
+        used = sum(layout.rows * layout.used for layout in self.layouts) / len(self)
+        cut = int((self.single.corpus.sizes > length - 2).sum())
+        over = f"; {cut:,} documents are longer and cut" if cut else ""
+        return f"{len(self):,} rows of {length:,} tokens, {100 * used:.1f} % of them in use{over}"
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.at(index, 0)
+
+    def at(self, index: int, turn: int) -> Sample:
+        """The row of this number when its part is gone through for the `turn`-th time, from 0."""
+        ids, segments, positions = (np.zeros(self.layouts[0].length, kind) for kind in ("i8", "i4", "i8"))
+        ids[:] = self.pad
+        place = 0
+        for number, (document, start, count) in enumerate(self._pieces(index, turn), 1):
+            piece = self.frame.piece(self.single.corpus.ids(document), start, count)
+            here = slice(place, place + len(piece))
+            ids[here], segments[here], positions[here] = piece, number, np.arange(len(piece))
+            place += len(piece)
+        return {self.single.field: Row(ids, segments, positions)}
+
+    def name(self, index: int) -> str:
+        """row 12, which begins with the document ..., when the data is gone through first."""
+        first, *others = self._pieces(index, 0)
+        more = f" and {len(others)} more" if others else ""
+        return f"row {index}: {self.single.name(first[0])}{more}"
+
+    def _pieces(self, index: int, turn: int) -> list[tuple[int, int, int]]:
+        """(document, start, count) in units, by document of the whole corpus."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        part = int(np.searchsorted(self.ends, index, side="right"))
+        within, first = int(index - self.ends[part] + self.layouts[part].rows), int(self.single.bounds[part])
+        return [(first + p.document, p.start, p.count) for p in self.layouts[part].row(turn, within)]
+
+
+def _weighted(parts: Sequence[Part], sizes: Sequence[int]) -> list[Part]:
+    """The parts with other sizes: natural weights follow the sizes, those that a user gave stay."""
+    return [Part(n, n if part.weight == part.size else part.weight) for part, n in zip(parts, sizes, strict=True)]

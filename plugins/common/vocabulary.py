@@ -1,8 +1,9 @@
 """Text to ids and back, as a tokenizer of the Hugging Face library `tokenizers` does it.
 
-Everything that a vocabulary is fits into one text, a `tokenizer.json`: checkpoints keep it, and transformers' AutoTokenizer
-loads it from the folder of a run. What stands in a text never becomes a special id: "[MASK]" in a document is six
-characters. A long text is encoded in pieces that are cut where no token reaches across, so that memory is bounded.
+Everything that a vocabulary is fits into one text, a `tokenizer.json`: checkpoints keep it, and transformers'
+AutoTokenizer loads it from the folder of a run. What stands in a text never becomes a special id: "[MASK]" in a
+document is six characters. A long text is encoded in pieces that are cut where no token reaches across, so that memory
+is bounded.
 """
 
 from __future__ import annotations
@@ -136,7 +137,7 @@ class Vocabulary:
         ]
 
     def _taken_apart(self, text: str) -> Ids:
-        """The ids of a text where the model itself (a unigram one) knows the names of specials: names are cut in two."""
+        """The ids of a text where the model itself (a unigram one) knows the names of specials: they are cut in two."""
         parts = self._apart.split(text) if self._apart else [text]
         found = self._tokenizer.encode_batch_fast(parts, add_special_tokens=False)
         ids = np.array([number for encoding in found for number in encoding.ids], np.int32)

@@ -1,18 +1,17 @@
 """Make a vocabulary from text, or read one from a file.
 
-bpe: byte-level byte-pair encoding (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909; over bytes: Radford et al. 2019,
-"Language models are unsupervised multitask learners"). wordpiece: BERT's (Devlin et al. 2019,
-https://arxiv.org/abs/1810.04805), its pieces found by the merges of bpe, as the library does; the reference
-implementation was never published. characters, bytes: one id each.
+bpe: byte-level byte-pair encoding (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909; over bytes: Radford et al.
+2019, "Language models are unsupervised multitask learners"). wordpiece: BERT's (Devlin et al. 2019,
+https://arxiv.org/abs/1810.04805), its pieces found by the merges of bpe, as the library does it: the original training
+was never published. characters, bytes: one id each.
 
-The same texts give the same vocabulary. The library numbers the characters inside of words in the order of a hash map, which
-is another one in each process; here they are numbered beforehand.
+The same texts give the same vocabulary. For wordpiece the library numbers the characters within words in the order of a
+hash map, which is another one in each process; here they are numbered beforehand.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Sequence

@@ -1,9 +1,9 @@
 """Text as tokens: documents are tokenised once, packed into rows without waste, and kept apart by segments.
 
 A vocabulary is learned from the data at the first start (or read from a tokenizer.json), kept in every checkpoint and,
-for people and for transformers, in the folder of the run. Training rows hold whole documents and pieces of long ones; every
-token of every document is shown once per turn. Equal segments alone may attend to each other, so no token sees another
-document, and positions count from 0 in each. What surrounds a document or piece is up to `ends`:
+for people and for transformers, in the folder of the run. Training rows hold whole documents and pieces of long ones;
+every token of every document is shown once per turn. Equal segments alone may attend to each other, so no token sees
+another document, and positions count from 0 in each. What surrounds a document or piece is up to `ends`:
 
     document   begin, text, end around every document (GPT). A long one is cut into pieces of which each begins with the
                last token of the one before, so that each token but the first is predicted once.
@@ -16,6 +16,7 @@ Raw sample: int ids [n] of one document, without specials; or a `Row`. Signal: x
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -27,8 +28,10 @@ from selfsup.kernel.errors import BadSample, ConfigError, ContractError, DataErr
 from selfsup.kernel.loader import Source
 from selfsup.kernel.random import shuffled
 from selfsup.plugins.common import standard_library, vocabulary_training
+from selfsup.plugins.common.corpus import Corpus, left_out, open_corpus
+from selfsup.plugins.common.packing import Layout
 from selfsup.plugins.common.plain_text import decode
-from selfsup.plugins.common.token_rows import Frame, Row
+from selfsup.plugins.common.token_rows import Documents, Frame, Packed, Row
 from selfsup.plugins.common.token_stem import Tokens
 from selfsup.plugins.common.vocabulary import Vocabulary, pieces
 
@@ -134,6 +137,29 @@ class Text(Modality):
         if not len(ids):
             raise BadSample("the tokenizer makes no token of it")
         return torch.from_numpy(ids[: self.length].astype(np.int64))
+
+    def rows(self, source: Source, seed: int, folder: Path | None, max_bad: float) -> Source:
+        """Tokenise everything once; then rows of `length`, or with `pack` off the documents one by one."""
+        corpus = open_corpus(source, self.field, self.max_bytes, self.vocabulary, folder)
+        notes = [*source.notes, *self._counted(corpus), *left_out(corpus, source, max_bad)]
+        single = Documents(self.field, corpus, source, notes)
+        if not self.pack:
+            return single
+        overhead = self.frame.overhead
+        return Packed(
+            single,
+            self.frame,
+            self.vocabulary.pad or 0,
+            lambda sizes: Layout(sizes, self.length, overhead, self.pieces, seed),
+        )
+
+    def _counted(self, corpus: Corpus) -> list[str]:
+        facts, size = corpus.facts, self.vocabulary.size
+        per_token = facts.bytes / max(1, facts.tokens)
+        return [
+            f"{len(corpus):,} documents of {facts.tokens:,} tokens, {per_token:.2f} bytes each "
+            f"({self.tokenizer}, {size:,} different ones)"
+        ]
 
     def collate(self, raws: Sequence[Any], draw: Draw | None = None) -> Signal:
         """Stack rows; crop documents to `length` with their specials (at random with `draw`) and pad them."""

@@ -1,0 +1,222 @@
+"""All documents of a source as ids on disk, tokenised once.
+
+A folder holds `tokens.bin` (the documents one after another, uint16 where that suffices), `documents.npz` (how long
+each is and its number in the source) and `corpus.json`, which says what it was made from. It is written under a
+temporary name and renamed when it is whole, so a folder of that name is always a whole one. Processes map the files and
+share the memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+import weakref
+from array import array
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from selfsup.kernel import distributed
+from selfsup.kernel.errors import BadSample, DataError, SelfsupError, StateError
+from selfsup.kernel.loader import Source
+
+from .plain_text import Empty, decode
+from .vocabulary import Vocabulary, threaded
+
+Ids = np.ndarray[Any, Any]
+TOKENS, DOCUMENTS, FACTS = "tokens.bin", "documents.npz", "corpus.json"
+NAMED = 1000  # bad documents whose reasons are kept
+SHOWN = 5  # of these in the notes
+SIGN = 20.0  # seconds after which the process that tokenises tells the others that it is still at it
+
+
+@dataclass
+class Facts:
+    """What a corpus was made from, and what came of it."""
+
+    tokenizer: str  # digest
+    samples: int  # of the source
+    max_bytes: int
+    dtype: str = "uint16"
+    tokens: int = 0
+    bytes: int = 0  # of the documents in UTF-8
+    empty: int = 0  # samples without text
+    bad: int = 0  # samples whose text cannot be used
+    reasons: dict[str, str] = field(default_factory=dict)  # number of a sample -> why not
+
+
+class Corpus:
+    """The ids of every usable document."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.facts = Facts(**json.loads((folder / FACTS).read_text("utf-8")))
+        self._open()
+
+    def _open(self) -> None:
+        with np.load(self.folder / DOCUMENTS) as kept:
+            self.sizes, self.numbers = kept["sizes"], kept["numbers"]  # [N] int64 each
+        self.ends = np.cumsum(self.sizes)
+        self.tokens: Ids = np.memmap(self.folder / TOKENS, self.facts.dtype, "r") if len(self) else np.zeros(0, "u2")
+        if len(self.tokens) != self.facts.tokens or self.sizes.sum() != self.facts.tokens:
+            raise StateError(f"the tokens in {self.folder} are not whole; remove that folder, and it is made anew")
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def ids(self, document: int) -> Ids:
+        """The ids of a document, on disk."""
+        end = int(self.ends[document])
+        return self.tokens[end - int(self.sizes[document]) : end]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "facts": self.facts}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+
+def open_corpus(source: Source, name: str, max_bytes: int, vocabulary: Vocabulary, folder: Path | None) -> Corpus:
+    """The field `name` of all samples as ids: kept in `folder`/tokens, or in a temporary folder until the process ends.
+
+    All processes call this together; the first one tokenises.
+    """
+    wanted = Facts(xxhash.xxh3_128_hexdigest(vocabulary.json.encode()), len(source), max_bytes)
+    own = "" if folder else tempfile.mkdtemp(prefix="selfsup-") if distributed.rank() == 0 else ""
+    place = folder / "tokens" if folder else Path(distributed.alike(own)) / "tokens"
+    making = _made(place, wanted, source, name, vocabulary)
+    _while_others_wait(making)
+    for _ in _made(place, wanted, source, name, vocabulary):  # only where the first one's disk cannot be seen
+        pass
+    corpus = Corpus(place)
+    if own:
+        weakref.finalize(corpus, _remove, own, os.getpid())
+    return corpus
+
+
+def left_out(corpus: Corpus, source: Source, max_bad: float) -> list[str]:
+    """Notes on the samples that gave no document; DataError where more than the share `max_bad` cannot be used."""
+    facts = corpus.facts
+    named = [f"{source.name(int(number))}: {reason}" for number, reason in facts.reasons.items()]
+    if facts.bad > max(1.0, max_bad * facts.samples) or not len(corpus):
+        listed = "\n".join(f"  {line}" for line in named[:20])
+        empty = f" ({facts.empty:,} are empty)" if facts.empty else ""
+        raise DataError(
+            f"{facts.bad:,} of {facts.samples:,} samples cannot be used{empty}, more than data.max_bad = {max_bad:g} "
+            f"allows; remove them, or allow more, as in --set data.max_bad=0.1:\n{listed}"
+        )
+    notes = [f"{facts.empty:,} samples without text left out"] if facts.empty else []
+    more = "; …" if facts.bad > SHOWN else ""
+    return notes + ([f"{facts.bad:,} samples left out: {'; '.join(named[:SHOWN])}{more}"] if facts.bad else [])
+
+
+def _while_others_wait(making: Iterator[None]) -> None:
+    """Do it on the first process; a sign of life now and then keeps the others from giving up."""
+    if distributed.rank() > 0:
+        while (said := distributed.alike("")) == "at it":
+            pass
+        if said:
+            raise DataError(said)
+        return
+    last = time.monotonic()
+    try:
+        for _ in making:
+            if time.monotonic() - last > SIGN:
+                distributed.alike("at it")
+                last = time.monotonic()
+    except SelfsupError as cause:
+        distributed.alike(str(cause))
+        raise
+    distributed.alike("")
+
+
+def _made(place: Path, wanted: Facts, source: Source, name: str, vocabulary: Vocabulary) -> Iterator[None]:
+    """Make the corpus unless there is one that was made from the same; yields now and then."""
+    if _made_from(place) == _key(wanted):
+        return
+    work = place.with_name(f".tokens-{distributed.rank()}")
+    shutil.rmtree(work, ignore_errors=True)  # of a run that was killed
+    try:
+        work.mkdir(parents=True)
+        with threaded():
+            yield from _write(work, wanted, source, name, vocabulary)
+        shutil.rmtree(place, ignore_errors=True)
+        work.rename(place)
+    except OSError as cause:
+        raise StateError(f"the tokens of the data cannot be written to {place}: {cause.strerror or cause}") from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _made_from(place: Path) -> tuple[Any, ...] | None:
+    try:
+        return _key(Corpus(place).facts)
+    except (OSError, ValueError, TypeError, KeyError, StateError):
+        return None
+
+
+def _key(facts: Facts) -> tuple[Any, ...]:
+    return facts.tokenizer, facts.samples, facts.max_bytes
+
+
+def _write(work: Path, facts: Facts, source: Source, name: str, vocabulary: Vocabulary) -> Iterator[None]:
+    facts.dtype = "uint16" if vocabulary.size <= 1 << 16 else "uint32"
+    numbers, sizes = array("q"), array("q")
+    with open(work / TOKENS, "wb") as file:
+        for document, ids in vocabulary.stream(_texts(source, name, facts, numbers)):
+            sizes.extend([0] * (document + 1 - len(sizes)))
+            sizes[document] += len(ids)
+            file.write(ids.astype(facts.dtype).tobytes())
+            yield
+        facts.tokens = sum(sizes)
+        _flush(file)
+    kept = np.array(sizes) > 0  # a tokenizer may make nothing of control characters
+    facts.empty += int((~kept).sum())
+    with open(work / DOCUMENTS, "wb") as file:
+        np.savez(file, sizes=np.array(sizes, np.int64)[kept], numbers=np.array(numbers, np.int64)[kept])
+        _flush(file)
+    with open(work / FACTS, "w", encoding="utf-8") as text:
+        json.dump(asdict(facts), text, indent=1)
+        _flush(text)
+
+
+def _texts(source: Source, name: str, facts: Facts, numbers: Any) -> Iterator[str]:
+    """The usable texts; their numbers go to `numbers`, and what happened to the others to `facts`."""
+    for number in range(len(source)):
+        try:
+            text = decode(source[number][name], facts.max_bytes)
+        except Empty:
+            facts.empty += 1
+            continue
+        except BadSample as why:
+            reason = str(why)
+        except SelfsupError:
+            raise
+        except Exception as why:
+            reason = f"{type(why).__name__}: {why}"
+        else:
+            facts.bytes += len(text) if text.isascii() else len(text.encode())
+            numbers.append(number)
+            yield text
+            continue
+        facts.bad += 1
+        if len(facts.reasons) < NAMED:
+            facts.reasons[str(number)] = reason
+
+
+def _flush(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _remove(folder: str, process: int) -> None:
+    if os.getpid() == process:  # and not a data worker
+        shutil.rmtree(folder, ignore_errors=True)
