@@ -27,7 +27,7 @@ Shapes: B rows, T tokens, D width of the backbone, V tokens in the vocabulary, M
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
@@ -35,7 +35,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfsup.kernel import Batch, Loss, Objective, Signal, Stem, Step, Tower, about
+from selfsup.kernel import Batch, Loss, Objective, Shown, Signal, Stem, Step, Tower, about
 from selfsup.kernel.errors import ConfigError, ContractError
 from selfsup.plugins.common.corrupt import Choice, Corrupted, capacity, choose, corrupt
 from selfsup.plugins.common.marked_text import marked
@@ -130,8 +130,8 @@ class Bert(Objective):
         words = modality.vocabulary
         if words.mask is None:
             raise ConfigError(
-                f"modality.tokenizer = {modality.tokenizer!r} has no token that masks others, such as [MASK] or <mask>; "
-                "BERT hides tokens behind it"
+                f"modality.tokenizer = {modality.tokenizer!r} has no token that masks others, such as [MASK] or "
+                "<mask>, and BERT hides tokens behind it; try wordpiece"
             )
         self.encoder, self.choice = encoder, Choice(share, most)
         self.mask, self.size = words.mask, encoder.stem.size
