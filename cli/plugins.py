@@ -1,4 +1,4 @@
-"""List what is installed; with a name, show a plugin's paper, presets and options."""
+"""List what is installed, show a plugin's paper, presets and options, begin a plugin, install others' plugins."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from rich.text import Text
 from selfsup.kernel.discovery import KINDS, SINGULAR, Plugins
 from selfsup.kernel.errors import PluginError, nearest
 
+from .group import Shorthand
 from .installed import Row, plugins_of, rows
+from .plugins_install import install
+from .plugins_new import new
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -27,13 +30,28 @@ def _complete(context: click.Context, parameter: click.Parameter, incomplete: st
     return sorted(name for name in names if name.startswith(incomplete))
 
 
-@click.command()
+@click.group(cls=Shorthand, default="show", subcommand_metavar="[NAME] | COMMAND ...")
+def plugins() -> None:
+    """List what is installed; with a NAME, show a plugin's paper, presets and options.
+
+    \b
+    ssl plugins                                   all, by kind
+    ssl plugins simclr                            one: its paper, presets, options and their ranges
+    ssl plugins --kind backbones --json           for programs
+    ssl plugins new my-task --kind objective      begin one of your own
+    ssl plugins install selfsup-jigsaw            install others'
+
+    A plugin whose name is that of a command, such as "new", is shown by: ssl plugins show new
+    """
+
+
+@plugins.command()
 @click.argument("name", required=False, shell_complete=_complete)
 @click.option("--kind", type=click.Choice(KINDS), help="Only plugins of this kind.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
-def plugins(context: click.Context, name: str | None, kind: str | None, as_json: bool) -> None:
-    """List what is installed; with a NAME, show a plugin's paper, presets and options."""
+def show(context: click.Context, name: str | None, kind: str | None, as_json: bool) -> None:
+    """List what is installed, or show one plugin; `show` may be left out."""
     installed = plugins_of(context)
     kinds = (kind,) if kind else KINDS
     if name is None:
@@ -51,6 +69,10 @@ def plugins(context: click.Context, name: str | None, kind: str | None, as_json:
     else:
         for fact in facts:
             _print_facts(fact)
+
+
+plugins.add_command(new)
+plugins.add_command(install)
 
 
 def _plain(table: dict[str, list[Row]]) -> dict[str, list[dict[str, Any]]]:
