@@ -189,7 +189,7 @@ class Modality(ABC):
         return source
 
     def read(self, stored: Any) -> Any:
-        """Decode one stored field (a path, bytes, {"bytes", "path"}, an array) into a raw sample.
+        """Decode one stored field (a Path, bytes, {"bytes", "path"}, an array, a text) into a raw sample.
 
         Raise BadSample with the reason where that cannot be done.
         """

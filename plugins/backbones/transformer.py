@@ -80,7 +80,7 @@ class Transformer(Backbone):
         drop_path: Annotated[float, about("share of samples that skip the last layer; grows from 0", ge=0, lt=1)] = 0.0,
         layer_drop: Annotated[float, about("chance that a step leaves out a layer", ge=0, lt=1)] = 0.0,
         cross: Annotated[bool, about("attention to a context, for decoders")] = False,
-        packed: Annotated[int, about("most sequences in one row", ge=1)] = 16,
+        packed: Annotated[int, about("most sequences in one row", ge=1)] = 64,
         init_residual: Annotated[bool, about("smaller first weights at the ends of residual branches")] = False,
     ) -> None:
         super().__init__()

@@ -22,7 +22,7 @@ from selfsup.kernel.errors import DataError
 from selfsup.kernel.hookspecs import hookimpl
 from selfsup.kernel.loader import Part, Source
 
-from .data_files import Fields, Names, Options, find_files, kinds_of, open_files
+from .data_files import Fields, Names, Options, find_files, kinds_of, open_files, says_about
 from .data_tables import READERS, open_hub, open_tables, suffix_of
 from .data_tars import open_tars
 
@@ -167,13 +167,14 @@ def open_path(where: str, modalities: Fields, options: Options) -> Piece:
     if _on_hub(where):
         return open_hub(where, modalities, options)
     root, files = find_files(where)
-    suffixes = tuple(suffix for m in modalities.values() for suffix in m.suffixes)
-    if any(file.lower().endswith(suffixes) for file in files):
-        return open_files(where, root, files, modalities, options)
     tables = {suffix: [f for f in files if suffix_of(f) == suffix] for suffix in READERS}
     kinds = {suffix: found for suffix, found in tables.items() if found}
     if tars := [file for file in files if file.lower().endswith(".tar")]:
         kinds[".tar"] = tars
+    suffixes = tuple(suffix for m in modalities.values() for suffix in m.suffixes)
+    # A README.md beside tables is no data.
+    if any(file.lower().endswith(suffixes) and not (kinds and says_about(file)) for file in files):
+        return open_files(where, root, files, modalities, options)
     if len(kinds) > 1:
         kinds.pop(".json", None)  # what lies beside other tables describes them
     if len(kinds) > 1:

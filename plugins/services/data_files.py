@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from selfsup.kernel.contracts import Modality
 from selfsup.kernel.errors import ConfigError, DataError, nearest
 
+ABOUT = re.compile(r"(readme|licen[cs]e|copying|notice|authors|citation|changelog)\b", re.I)
 SPLITS = frozenset({"train", "training", "valid", "validation", "val", "dev", "test", "testing", "eval"})
 Fields = Mapping[str, Modality]
 Names = Sequence["str | None"]
@@ -65,8 +67,8 @@ class Files:
         return len(next(iter(self.paths.values())))
 
     def fetch(self, index: int) -> dict[str, Any]:
-        """{field: path}"""
-        return {name: os.fsdecode(paths[index]) for name, paths in self.paths.items()}
+        """{field: Path}; a str would be a text."""
+        return {name: Path(os.fsdecode(paths[index])) for name, paths in self.paths.items()}
 
     def name(self, index: int) -> str:
         """The path."""
@@ -110,6 +112,11 @@ def match_fields(names: Sequence[str], modalities: Fields) -> dict[str, list[int
     stems = [{_stem(names[i]): i for i in reversed(index)} for index in serves.values()]
     both = [stem for stem in stems[0] if all(stem in other for other in stems[1:])]
     return {field: [of[stem] for stem in sorted(both)] for field, of in zip(modalities, stems, strict=True)}
+
+
+def says_about(file: str) -> bool:
+    """Whether a file describes the data beside it, by its name."""
+    return ABOUT.match(os.path.basename(file)) is not None
 
 
 def class_folders(names: Sequence[str]) -> Names | None:

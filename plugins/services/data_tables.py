@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,13 @@ READERS = {
 }
 WORDS = ("string", "large_string", "bool", *(f"{u}int{bits}" for u in ("", "u") for bits in (8, 16, 32, 64)))
 LABEL_COLUMNS = ("label", "labels", "class", "category", "digit", "target", "cls")
-USUAL = {"image": ("img", "picture", "photo"), "audio": ("wav", "speech", "sound", "recording")}
+USUAL = {
+    "image": ("img", "picture", "photo"),
+    "audio": ("wav", "speech", "sound", "recording"),
+    "text": ("content", "contents", "document", "body", "article", "passage", "sentence", "utterance", "caption"),
+    "code": ("content", "contents", "source", "source_code", "func_code_string", "whole_func_string", "text"),
+}
+WRITTEN = ("text", "code")  # a value of these that ends as the name of a file does may well be a sentence
 ANYWHERE = ("path", "file", "file_path", "filepath", "file_name", "filename", "bytes")
 
 
@@ -56,8 +63,8 @@ class Rows:
         return len(self.rows)
 
     def fetch(self, index: int) -> dict[str, Any]:
-        """{field: path, bytes, {"bytes", "path"} or whatever the column holds}"""
-        out: dict[str, Any] = {name: os.fsdecode(paths[index]) for name, paths in self.paths.items()}
+        """{field: Path, bytes, {"bytes", "path"} or whatever the column holds}"""
+        out: dict[str, Any] = {name: Path(os.fsdecode(paths[index])) for name, paths in self.paths.items()}
         if len(out) < len(self.columns):
             row = self.table[int(self.rows[index])]
             out |= {name: self._stored(row[column], index) for name, column in self.columns.items() if name not in out}
@@ -78,7 +85,7 @@ class Rows:
     def _stored(self, value: Any, index: int) -> Any:
         """A value; a path without bytes is taken from the folder of its file."""
         if isinstance(value, dict) and set(value) == {"bytes", "path"} and value["bytes"] is None and value["path"]:
-            return os.path.join(os.path.dirname(self._place(index)[0]), value["path"])
+            return Path(self._place(index)[0]).parent / value["path"]
         return value
 
 
@@ -157,7 +164,7 @@ def _rows(
     reasons: dict[str, list[str]] = {}
     paths: dict[str, list[str]] = {}
     for name, column in columns.items():
-        if _holds_paths(table, column, modalities[name]):
+        if _holds_paths(table, column, modalities[name], files):
             paths[name], missing = _resolve(table[column], files, starts)
             reasons[f"not where column {column!r} says"] = missing
     here = np.array([all(p[i] for p in paths.values()) for i in rows], dtype=bool)
@@ -202,13 +209,15 @@ def _column(where: str, table: Any, name: str, modality: Modality, asked: str | 
     return found
 
 
-def _holds_paths(table: Any, column: str, modality: Modality) -> bool:
-    """Whether the column holds names of files, rather than the data itself."""
+def _holds_paths(table: Any, column: str, modality: Modality, files: Sequence[str]) -> bool:
+    """Whether the column holds names of files, rather than the data itself; a text does if the first one exists."""
     kind = getattr(table.features[column], "dtype", None)
     if kind not in ("string", "large_string") or not modality.suffixes:
         return False
     first: str = next((v for v in table[column] if v), "")
-    return first.lower().endswith(modality.suffixes)
+    if not first.lower().endswith(modality.suffixes):
+        return False
+    return modality.field not in WRITTEN or ("\n" not in first and bool(_resolve([first], files, np.zeros(1))[0][0]))
 
 
 def _resolve(

@@ -28,7 +28,7 @@ class Numbers(Modality):
         self.padded = padded
 
     def read(self, stored):
-        text = Path(stored).read_text() if isinstance(stored, str) else stored["bytes"].decode()
+        text = stored.read_text() if isinstance(stored, Path) else stored["bytes"].decode()
         if text == "bad":
             raise BadSample("it is bad")
         return torch.tensor([float(word) for word in text.split()])

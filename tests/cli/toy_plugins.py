@@ -25,7 +25,7 @@ class Numbers(Modality):
 
     def read(self, stored):
         try:
-            number = float(Path(stored).read_text() if isinstance(stored, str) else stored)
+            number = float(stored.read_text() if isinstance(stored, Path) else stored)
         except ValueError as cause:
             raise BadSample(str(cause)) from None
         return torch.full((5, self.width), number / 100)

@@ -110,7 +110,7 @@ def test_a_struct_without_bytes_is_a_path_beside_its_table(opened, tmp_path):
     path = write_parquet(tmp_path / "a.parquet", {"image": [{"bytes": None, "path": "in/a.png"}]})
     column = pa.array([{"bytes": None, "path": "in/a.png"}], pa.struct({"bytes": pa.binary(), "path": pa.string()}))
     write_parquet(path, {"image": column})
-    assert opened(path)[0] == {"image": str(tmp_path / "in/a.png")}
+    assert opened(path)[0] == {"image": tmp_path / "in/a.png"}
 
 
 def test_binary_columns_and_other_names(opened, tmp_path):
@@ -128,8 +128,8 @@ def test_csv_paths_count_from_its_folder(opened, tmp_path, name, delimiter):
     rows = [{"file": "7_ann.wav", "digit": 7}, {"file": "3_bob.wav", "digit": 3}, {"file": "gone.wav", "digit": 1}]
     source = opened(write_csv(tmp_path / name, rows, delimiter), kinds=(Sound,))
     assert [source[i] for i in range(len(source))] == [
-        {"audio": str(tmp_path / "7_ann.wav"), "label": 1},
-        {"audio": str(tmp_path / "clips/3_bob.wav"), "label": 0},
+        {"audio": tmp_path / "7_ann.wav", "label": 1},
+        {"audio": tmp_path / "clips/3_bob.wav", "label": 0},
     ]
     assert source.name(1) == str(tmp_path / "clips/3_bob.wav")
     assert source.classes == ["3", "7"]
@@ -179,7 +179,7 @@ def test_several_fields_of_one_row(opened, tmp_path):
     (tmp_path / "a.png").write_text("x")
     path = write_csv(tmp_path / "t.csv", [{"image": "a.png", "text": "a cat"}, {"image": "b.png", "text": "a dog"}])
     source = opened(path, kinds=(Picture, Words))
-    assert [source[i] for i in range(len(source))] == [{"image": str(tmp_path / "a.png"), "text": "a cat"}]
+    assert [source[i] for i in range(len(source))] == [{"image": tmp_path / "a.png", "text": "a cat"}]
 
 
 def test_it_pickles(opened, tmp_path):
