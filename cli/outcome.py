@@ -76,9 +76,20 @@ def write_facts(run: Run, folder: Path, weights_from: Path | None) -> None:
     try:
         facts = {**environment(run), "from": str(weights_from.absolute()) if weights_from else None}
         _replace(folder / ENVIRONMENT, json.dumps(facts, indent=1) + "\n")
+        for name, text in found_in_data(run).items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            _replace(folder / name, text)
         _replace(folder / "run.toml", to_toml(settings))
     except OSError as cause:
         raise StateError(f"the run folder {folder} cannot be written: {cause.strerror}") from None
+
+
+def found_in_data(run: Run) -> dict[str, str]:
+    """What modalities learned, such as tokenizers, by file name; below the tower's name where several did."""
+    kinds = {id(kind): (tower, kind) for tower, kind in run.loader.reader.modalities.items()}  # towers may share one
+    learned = [(tower, kind.files()) for tower, kind in kinds.values() if kind.files()]
+    several = len(learned) > 1
+    return {f"{tower}/{name}" if several else name: text for tower, files in learned for name, text in files.items()}
 
 
 def began_with(folder: Path) -> Path | None:
