@@ -33,8 +33,8 @@ def evaluating(model: nn.Module, parts: bool = False) -> Iterator[None]:
                 model.unshard()
             yield
     finally:
-        for module in sharded:
-            module.reshard()  # without a backward pass the parameters stay whole
+        for shard in sharded:
+            shard.reshard()  # without a backward pass the parameters stay whole
         for module, training in modes:
             module.training = training
         with torch.no_grad():

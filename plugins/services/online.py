@@ -62,10 +62,9 @@ class Online:
             self.task = open_task(self._plugins(run), run.config, run.objective.exports.modality, self.asked)
         except DataError as cause:
             raise DataError(f"online.data: {cause}") from cause
-        learn, judged, classes = len(self.task.bank), len(self.task.query), self.task.classes
         run.notes.append(
-            f"online {self.judge.name}: {learn:,} samples to learn from, {judged:,} to be judged on, {classes} classes, every "
-            f"{self.every:,} steps and at the end"
+            f"online {self.judge.name}: {len(self.task.bank):,} samples to learn from, {len(self.task.query):,} to be "
+            f"judged on, {self.task.classes} classes, every {self.every:,} steps and at the end"
         )
 
     @hookimpl

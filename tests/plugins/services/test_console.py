@@ -87,6 +87,48 @@ def test_many_readings_do_not_push_the_bar_out_of_a_narrow_terminal(fake_run, fa
     assert "samples/s" in text
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_was_measured_is_a_line_above_the_bar(fake_run, fake_report, terminal):
+    class Measures(Console):
+        def step_finished(self, run, report):
+            super().step_finished(run, report)
+            self.measured(run, {"validation/loss": 1.9312, "validation/accuracy": 0.5, "online/knn": 0.25})
+
+    out, run, service = io.StringIO(), fake_run(), Measures()
+    service.terminal = Terminal(file=out, force_terminal=terminal, width=100, highlight=False)
+    service.run_started(run)
+    service.step_finished(run, fake_report(run, 0))
+    service.run_finished(run, None)
+    (line,) = [n for n, text in enumerate(out.getvalue().splitlines()) if "validation" in text]
+    lines = out.getvalue().splitlines()
+    assert lines[line].endswith("step 1/20 · validation loss 1.931, accuracy 0.5, online knn 0.25")
+    assert not terminal or "━" in lines[line + 1]
+
+
+def test_the_time_that_measuring_takes_is_no_part_of_the_rates(fake_run, fake_report, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(console.time, "perf_counter", lambda: now[0])
+    out, run, service = io.StringIO(), fake_run(), Console(every=2, pause=0)
+    service.terminal = Terminal(file=out, width=200)
+    service.run_started(run)
+    for number in range(4):
+        now[0] += 1.0  # a step
+        service.step_finished(run, fake_report(run, number))
+        now[0] += 50.0
+        service.measured(run, {"validation/loss": 1.0})
+    lines = [line for line in out.getvalue().splitlines() if "samples/s" in line]
+    assert len(lines) == 3
+    assert all("2 samples/s" in line for line in lines)
+
+
+def test_other_processes_and_off_show_no_measurement(fake_run, fake_report):
+    out, run, service = io.StringIO(), fake_run(), Console(style="off")
+    service.terminal = Terminal(file=out, width=200)
+    service.run_started(run)
+    service.measured(run, {"validation/loss": 1.0})
+    assert out.getvalue() == ""
+
+
 def test_a_long_note_is_indented_in_a_terminal(fake_run, fake_report):
     run = fake_run()
     run.source.notes = ["left out " * 12]

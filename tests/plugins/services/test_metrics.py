@@ -105,3 +105,49 @@ def test_a_full_disk_ends_the_file_and_not_the_run(fake_run, fake_report, capsys
     service.step_finished(run, fake_report(run, 1))
     service.run_finished(run, None)
     assert capsys.readouterr().err.count("metrics.jsonl ends here") == 1
+
+
+def measured(service, run, **values):
+    service.measured(run, {f"validation/{name}": value for name, value in values.items()})
+
+
+def test_what_was_measured_stands_behind_the_step_after_which_it_was(fake_run, fake_report):
+    run, service = fake_run(), Metrics(every=3)
+    run.device = torch.device("cuda")  # only asked for its type: the step waits to be read
+    service.run_started(run)
+    measured(service, run, loss=2.0)
+    service.step_finished(run, fake_report(run, 0))
+    measured(service, run, loss=1.0, accuracy=float("nan"))
+    service.run_finished(run, None)
+    before, step, after = rows(run)
+    assert (before["step"], before["measured"]) == (-1, {"validation/loss": 2.0})
+    assert step["loss"] == 1.5
+    assert after.pop("time") > 1e9
+    assert after == {"step": 0, "measured": {"validation/loss": 1.0, "validation/accuracy": None}}
+
+
+@pytest.mark.parametrize(("first", "kept"), [(0, []), (1, [-1, 0]), (2, [-1, 0, 1]), (3, [-1, 0, 1, 2])])
+def test_a_resumed_run_measures_again_what_it_had_not_saved(fake_run, fake_report, first, kept):
+    run, service = fake_run(), Metrics()
+    service.run_started(run)
+    measured(service, run, loss=9.0)
+    for number in range(3):
+        service.step_finished(run, fake_report(run, number))
+        measured(service, run, loss=float(number))
+    service.run_finished(run, None)
+    service.run_started(run := fake_run(first=first))
+    service.run_finished(run, None)
+    assert [row["step"] for row in rows(run) if "measured" in row] == kept
+    assert [row["step"] for row in rows(run) if "loss" in row] == [step for step in kept if step >= 0]
+
+
+def test_the_time_that_measuring_takes_is_no_part_of_a_step(fake_run, fake_report, monkeypatch):
+    clock = iter([10.0, 12.0, 99.0, 99.5])
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(clock))
+    run, service = fake_run(), Metrics()
+    service.run_started(run)
+    service.step_finished(run, fake_report(run, 0))
+    measured(service, run, loss=1.0)
+    service.step_finished(run, fake_report(run, 1))
+    service.run_finished(run, None)
+    assert [row["samples_per_second"] for row in rows(run) if "loss" in row] == [1.0, 4.0]
