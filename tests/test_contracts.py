@@ -16,6 +16,8 @@ SAID: dict[tuple[str, str], dict[str, Any]] = {
         "linear": {"objective.diversity": 0.0},
     },
     ("backbones", "transformer"): {"options": {"width": 32, "depth": 2, "heads": 4}},
+    ("modalities", "code"): {"options": {"vocabulary": 512, "length": 512}},
+    ("modalities", "text"): {"options": {"vocabulary": 512, "length": 512}},
     ("modalities", "image"): {"options": {"size": 32, "patch": 8}},
 }
 CONTRACTS = {"objectives": ObjectiveContract, "modalities": ModalityContract, "backbones": BackboneContract}
