@@ -124,17 +124,21 @@ class Bert(Objective):
         most: Annotated[int | None, about("predictions of a sequence; none: as many as `share` says", ge=1)] = None,
     ) -> None:
         super().__init__()
-        if not isinstance(encoder.stem, Stem) or not encoder.stem.discrete:
+        stem, modality = encoder.stem, encoder.modality
+        if not isinstance(stem, Stem) or not stem.discrete:
             raise ContractError("BERT predicts tokens of a vocabulary, and this modality has none; try --modality text")
-        modality = encoder.modality
-        words = modality.vocabulary
-        if words.mask is None:
+        table = getattr(stem, "embed", None)
+        if table is None or table.weight.shape != (stem.size, encoder.width):
+            raise ContractError(
+                "BERT predicts with a stem's table of embeddings, which must be as wide as the backbone"
+            )
+        if modality.vocabulary.mask is None:
             raise ConfigError(
                 f"modality.tokenizer = {modality.tokenizer!r} has no token that masks others, such as [MASK] or "
                 "<mask>, and BERT hides tokens behind it; try wordpiece"
             )
         self.encoder, self.choice = encoder, Choice(share, most)
-        self.mask, self.size = words.mask, encoder.stem.size
+        self.mask, self.size = modality.vocabulary.mask, stem.size
         self.sequences: int = modality.pieces if modality.pack else 1  # in a row, at most
         self.dense = nn.Linear(encoder.width, encoder.width)
         self.norm = nn.LayerNorm(encoder.width, eps=1e-12)
@@ -143,7 +147,7 @@ class Bert(Objective):
         nn.init.zeros_(self.dense.bias)
         self.special: Tensor  # [V] bool
         self.register_buffer("special", torch.zeros(self.size, dtype=torch.bool), persistent=False)
-        self.special[sorted(words.special)] = True
+        self.special[sorted(modality.vocabulary.special)] = True
 
     def forward(self, batch: Batch, step: Step) -> Loss:
         """Choose, corrupt and score; every draw is a function of the row's id."""
