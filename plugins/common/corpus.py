@@ -27,7 +27,7 @@ from selfsup.kernel import distributed
 from selfsup.kernel.errors import BadSample, DataError, SelfsupError, StateError
 from selfsup.kernel.loader import Source
 
-from .plain_text import Empty, decode
+from .plain_text import Empty, text_of
 from .vocabulary import Vocabulary, threaded
 
 Ids = np.ndarray[Any, Any]
@@ -192,24 +192,18 @@ def _texts(source: Source, name: str, facts: Facts, numbers: Any) -> Iterator[st
     """The usable texts; their numbers go to `numbers`, and what happened to the others to `facts`."""
     for number in range(len(source)):
         try:
-            text = decode(source[number][name], facts.max_bytes)
+            text = text_of(source, number, name, facts.max_bytes)
         except Empty:
             facts.empty += 1
             continue
         except BadSample as why:
-            reason = str(why)
-        except SelfsupError:
-            raise
-        except Exception as why:
-            reason = f"{type(why).__name__}: {why}"
+            facts.bad += 1
+            if len(facts.reasons) < NAMED:
+                facts.reasons[str(number)] = str(why)
         else:
             facts.bytes += len(text) if text.isascii() else len(text.encode())
             numbers.append(number)
             yield text
-            continue
-        facts.bad += 1
-        if len(facts.reasons) < NAMED:
-            facts.reasons[str(number)] = reason
 
 
 def _flush(file: Any) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from selfsup.kernel.errors import BadSample
+from selfsup.kernel.errors import BadSample, SelfsupError
+from selfsup.kernel.loader import Source
 
 MARK = b"\xef\xbb\xbf"  # the byte order mark that some programs write before UTF-8
 NULS = 1e-3  # share of zero bytes from which on a file is taken for a binary one
@@ -14,6 +15,16 @@ NULS = 1e-3  # share of zero bytes from which on a file is taken for a binary on
 
 class Empty(BadSample):
     """There is nothing to read: an empty row of a table, a file of white space."""
+
+
+def text_of(source: Source, number: int, name: str, max_bytes: int) -> str:
+    """The text in a field of a sample of a source; whatever goes wrong is a BadSample."""
+    try:
+        return decode(source[number][name], max_bytes)
+    except SelfsupError:  # a BadSample, or what no other sample would mend
+        raise
+    except Exception as cause:
+        raise BadSample(f"{type(cause).__name__}: {cause}") from cause
 
 
 def decode(stored: Any, max_bytes: int) -> str:

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from selfsup.kernel.contracts import Sample
 from selfsup.kernel.errors import DataError
-from selfsup.kernel.loader import Part, Sample, Source
+from selfsup.kernel.loader import Part, Source
 
 from .corpus import Corpus
 from .packing import Layout
@@ -92,14 +93,16 @@ class Packed:
         rows = [layout.rows for layout in self.layouts]
         self.ends = np.cumsum(rows)
         self.parts: Sequence[Part] = _weighted(single.documents.parts, rows)
-        self.notes: Sequence[str] = [*single.notes, self._counted()]
-
-    def _counted(self) -> str:
         length = self.layouts[0].length
-        used = sum(layout.rows * layout.used for layout in self.layouts) / len(self)
-        cut = int((self.single.corpus.sizes > length - 2).sum())
+        cut = int((single.corpus.sizes > length - 2).sum())
         over = f"; {cut:,} documents are longer and cut" if cut else ""
-        return f"{len(self):,} rows of {length:,} tokens, {100 * used:.1f} % of them in use{over}"
+        count = f"{len(self):,} rows of {length:,} tokens, {100 * self.used:.1f} % of them in use{over}"
+        self.notes: Sequence[str] = [*single.notes, count]
+
+    @property
+    def used(self) -> float:
+        """The share of all positions that hold a token."""
+        return float(sum(layout.rows * layout.used for layout in self.layouts) / len(self))
 
     def __len__(self) -> int:
         return int(self.ends[-1])

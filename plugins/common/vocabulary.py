@@ -58,9 +58,9 @@ class Vocabulary:
             raise ConfigError("this tokenizer.json has no tokens; train it first")
         self.begin, self.end = self._find(BEGIN), self._find(END)
         self.mask, self.pad, self.unknown = self._find(MASK), self._find(PAD), self._find(UNKNOWN)
-        known = {self.begin, self.end, self.mask, self.pad, self.unknown} - {None}
+        known = [number for number in (self.begin, self.end, self.mask, self.pad, self.unknown) if number is not None]
         added = self._tokenizer.get_added_tokens_decoder().items()
-        self.special: frozenset[int] = frozenset(known | {number for number, token in added if token.special})
+        self.special = frozenset([*known, *(int(number) for number, token in added if token.special)])
         forbidden = sorted(self.special - {self.unknown})
         self._forbidden = np.array(forbidden, np.int32)
         names = [self._tokenizer.id_to_token(number) for number in forbidden]

@@ -30,12 +30,13 @@ from selfsup.kernel.random import shuffled
 from selfsup.plugins.common import standard_library, vocabulary_training
 from selfsup.plugins.common.corpus import Corpus, left_out, open_corpus
 from selfsup.plugins.common.packing import Layout
-from selfsup.plugins.common.plain_text import decode
+from selfsup.plugins.common.plain_text import decode, text_of
 from selfsup.plugins.common.token_rows import Documents, Frame, Packed, Row
 from selfsup.plugins.common.token_stem import Tokens
 from selfsup.plugins.common.vocabulary import Vocabulary, pieces
 
 SAMPLE = 100_000_000  # characters that a tokenizer is learned from, at most
+WELL_USED = 0.9  # share of positions; below it, people are told what to change
 BETWEEN = "\n⁂\n"  # what people see between two sequences of a row
 
 
@@ -92,13 +93,13 @@ class Text(Modality):
         self._take(Vocabulary.from_files(files))
 
     def _chosen(self, source: Source) -> list[str]:
-        """Texts of an even choice of the documents, up to `SAMPLE` bytes."""
+        """Texts of an even choice of the documents, up to `SAMPLE` characters."""
         order = shuffled(np.arange(len(source)), len(source), 0, "vocabulary")
         texts: list[str] = []
         left = SAMPLE
         for index in order.tolist():
             try:
-                text = decode(source[index][self.field], self.max_bytes)[:left]
+                text = text_of(source, index, self.field, self.max_bytes)[:left]
             except BadSample:
                 continue  # `rows` counts and names it
             texts.append(text)
@@ -110,15 +111,14 @@ class Text(Modality):
         return texts
 
     def _take(self, vocabulary: Vocabulary) -> None:
-        if vocabulary.begin is None and vocabulary.end is None:
+        around = [number for number in (vocabulary.begin, vocabulary.end) if number is not None]
+        if not around:
             raise ConfigError(
                 f"modality.tokenizer = {self.tokenizer!r} has no token that begins or ends a document, such as "
                 f"<|endoftext|>, [CLS] and [SEP], or <s> and </s>"
             )
         # GPT-2 has one token for both; T5 only an end.
-        begin = vocabulary.end if vocabulary.begin is None else vocabulary.begin
-        end = vocabulary.begin if vocabulary.end is None else vocabulary.end
-        self.frame = Frame(int(begin), int(end), self.ends == "piece")
+        self.frame = Frame(around[0], around[-1], self.ends == "piece")
         self._vocabulary = vocabulary
 
     def read(self, stored: Any) -> Any:
@@ -145,13 +145,19 @@ class Text(Modality):
         single = Documents(self.field, corpus, source, notes)
         if not self.pack:
             return single
-        overhead = self.frame.overhead
-        return Packed(
+        packed = Packed(
             single,
             self.frame,
             self.vocabulary.pad or 0,
-            lambda sizes: Layout(sizes, self.length, overhead, self.pieces, seed),
+            lambda sizes: Layout(sizes, self.length, self.frame.overhead, self.pieces, seed),
         )
+        if packed.used < WELL_USED and len(corpus) > self.pieces:
+            packed.notes = [
+                *packed.notes,
+                f"a row holds at most modality.pieces = {self.pieces} sequences; to fill rows with such short "
+                f"documents, lower modality.length, or raise it and backbone.packed",
+            ]
+        return packed
 
     def _counted(self, corpus: Corpus) -> list[str]:
         facts, size = corpus.facts, self.vocabulary.size
@@ -162,10 +168,12 @@ class Text(Modality):
         ]
 
     def collate(self, raws: Sequence[Any], draw: Draw | None = None) -> Signal:
-        """Stack rows; crop documents to `length` with their specials (at random with `draw`) and pad them."""
+        """Stack rows; crop documents with their specials to `length` (at random with `draw`) and pad them."""
         if isinstance(raws[0], Row):
             return Signal(*(torch.from_numpy(np.stack(part)) for part in zip(*raws, strict=True)))
         share = draw("crop").uniform().tolist() if draw is not None else [0.0] * len(raws)
+        # What `read` gave is the beginning of a document already.
+        share = [u if isinstance(raw, np.ndarray) else 0.0 for raw, u in zip(raws, share, strict=True)]
         crops = [self.frame.crop(np.asarray(raw), self.length, u) for raw, u in zip(raws, share, strict=True)]
         lengths = torch.tensor([len(crop) for crop in crops])  # [B]
         total = self.length if draw is not None else int(lengths.max())

@@ -23,16 +23,13 @@ LEARNED: dict[type, Mapping[str, str]] = {}  # by contract: learning anew for ev
 
 
 class BuiltIn:
-    """The built-in sample of a modality as a source; made only where something looks at it."""
+    """The built-in sample of a modality as a source."""
 
     notes: Sequence[str] = ()
 
     def __init__(self, modality: Modality) -> None:
         self.modality = modality
-
-    @property
-    def parts(self) -> Sequence[Part]:
-        return [Part(len(self), len(self))]
+        self.parts: Sequence[Part] = [Part(len(self), len(self))]
 
     def __len__(self) -> int:
         return len(self.modality.sample())
