@@ -86,8 +86,10 @@ class Validation:
             source = compose.rows(run.config, trained.modalities, source, None)
         except DataError as cause:
             raise DataError(f"validation.data: {cause}") from cause
-        self.samples, self.bad = Samples(Reader(source, trained.modalities, trained.collate, run.seed)), {}
         self.size = len(source)
+        if self.size < world:
+            raise DataError(f"validation.data has {self.size} samples, fewer than there are processes")
+        self.samples, self.bad = Samples(Reader(source, trained.modalities, trained.collate, run.seed)), {}
         self._try()
         run.notes.append(f"validation: {self.size:,} held-out samples, every {self.every:,} steps and at the end")
         if not run.objective.divisible and self.size < self._batch(run):
@@ -163,11 +165,12 @@ class Validation:
 
     def _try(self) -> None:
         """Read the first samples; DataError if none can be used."""
-        got = self.samples[range(min(self.size, 4))]
+        some = range(min(self.size, 4))
+        got = self.samples[some]
         if isinstance(got, SelfsupError):
             raise got
-        if self.size < distributed.world() or len(got[1]) == min(self.size, 4):
-            raise DataError(f"validation.data has too few samples that can be used: {self.size}{self._listed(got[1])}")
+        if len(got[1]) == len(some):
+            raise DataError(f"validation.data: its first samples cannot be used:{self._listed(got[1])}")
 
     def _leave_out(self, run: Run) -> None:
         """Share which samples are bad; past the limit, stop with the list."""

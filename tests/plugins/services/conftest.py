@@ -1,15 +1,24 @@
-"""A run that a service can listen to, without a loop: `fake_run(...)`, and `fake_report(run, number, ...)`."""
+"""A run that a service can listen to, without a loop: `fake_run(...)`, and `fake_report(run, number, ...)`.
+
+Where a service needs the loop: `start(...)`.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from selfsup.kernel import Signal, Step
+from selfsup.kernel import Signal, Step, compose
 from selfsup.kernel.loop import Report
+
+spec = importlib.util.spec_from_file_location("measured_toys", Path(__file__).with_name("measured_toys.py"))
+measured_toys = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(measured_toys)
 
 
 class Source:
@@ -57,6 +66,22 @@ def fake_run(tmp_path):
             done=first, notes=[], reason=None, saves=[], services=services,
             parameter_names=[name for name, _ in objective.named_parameters()],
         )  # fmt: skip
+
+    return make
+
+
+@pytest.fixture
+def start():
+    """A run of toys, `start(folder, train__steps=3)`; what it measures is heard by its service `listener`."""
+
+    def make(folder=None, resume=False, **settings):
+        plugins = measured_toys.Toys()
+        plugins.register(measured_toys.Listener(), "listener")
+        layers = [{s: {key: value}} for name, value in settings.items() for s, key in [name.split("__")]]
+        config = compose.resolve(plugins, {"objective": {"name": "hide"}}, *layers)
+        if folder:
+            folder.mkdir(exist_ok=True)
+        return compose.start(plugins, config, folder, resume)
 
     return make
 

@@ -224,3 +224,10 @@ def test_the_options_have_ranges_and_defaults():
     for wrong in ({"workers": -1}, {"workers": "many"}, {"max_bad": 2}):
         with pytest.raises(ConfigError):
             check("data", Data, wrong)
+
+
+def test_one_path_needs_no_list():
+    assert check("data", Data, {"paths": "photos"})["paths"] == ["photos"]
+    assert check("data", Data, {"paths": ["photos", "more"]})["paths"] == ["photos", "more"]
+    with pytest.raises(ConfigError, match="paths"):
+        check("data", Data, {"paths": 3})
