@@ -116,12 +116,12 @@ def run(command: Sequence[str], wanted: Sequence[str]) -> None:
     """Run the installer, with its newest line in sight; a PluginError says what its last ones mean if it fails."""
     names = " ".join(wanted)
     lines: deque[str] = deque(maxlen=200)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
-    with Console(stderr=True).status(f"installing {names}") as status:
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+    with Console(stderr=True).status(f"installing {names}") as status, subprocess.Popen(command, **pipes) as process:
         for line in filter(None, map(str.strip, process.stdout or ())):
             lines.append(line)
             status.update(Text(line, "dim", no_wrap=True))
-    if code := process.wait():
+    if code := process.returncode:
         said, last = "\n".join(lines), "\n".join(f"  {line}" for line in list(lines)[-LAST:])
         why = next((why for words, why in REASONS.items() if any(w in said for w in words)), f"it ended with {code}")
         raise PluginError(f"{names} could not be installed: {why}. The installer's last lines:\n{last}")

@@ -87,7 +87,7 @@ def checked(plugins: Plugins, kind: str, asked: str) -> str:
         )
     if name in plugins.names(PLURAL[kind]):
         owner = plugins.find(PLURAL[kind], name).distribution
-        raise PluginError(f"there is a {kind} called {name!r} already, of {owner}; choose another name")
+        raise PluginError(f"the {kind} {name!r} is there already, of {owner}; choose another name")
     return name
 
 
