@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -140,12 +140,9 @@ def _folders(root: Path, depth: int) -> Iterator[Path]:
     if (root / RUN_FILE).is_file() or any((root / "checkpoints").glob("step-*")):
         yield root
     elif depth > 0:
-        try:
-            inner = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and entry.name[0] != ".")
-        except OSError:  # not ours to read
-            return
-        for name in inner:
-            yield from _folders(root / name, depth - 1)
+        for inner in _inside(root):
+            if inner.is_dir() and inner.name[0] != ".":
+                yield from _folders(inner, depth - 1)
 
 
 def open_run(path: Path) -> Folder:
@@ -161,18 +158,25 @@ def open_run(path: Path) -> Folder:
 
 def writers() -> frozenset[str]:
     """The logs of runs that a process of this machine has open for writing; only Linux tells, and only of one's own."""
-    return frozenset(_open_logs(Path("/proc").glob("[0-9]*/fd")))
+    logs = (_written(handle) for table in Path("/proc").glob("[0-9]*/fd") for handle in _inside(table))
+    return frozenset(filter(None, logs))
 
 
-def _open_logs(tables: Iterable[Path]) -> Iterator[str]:
-    for table in tables:
-        try:
-            for handle in os.scandir(table):
-                target = os.readlink(handle.path)
-                if target.endswith(f"/{NAME}") and _writes(table.parent / "fdinfo" / handle.name):
-                    yield target
-        except OSError:  # it ended meanwhile, or belongs to someone else
-            continue
+def _inside(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:  # not ours to read, or gone
+        return []
+
+
+def _written(handle: Path) -> str | None:
+    """The log of a run behind a handle in /proc/PID/fd, if it is one and open for writing."""
+    try:
+        target = os.readlink(handle)
+        wanted = target.endswith(f"/{NAME}") and _writes(handle.parent.with_name("fdinfo") / handle.name)
+    except OSError:  # closed meanwhile
+        return None
+    return target if wanted else None
 
 
 def _writes(info: Path) -> bool:

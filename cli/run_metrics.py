@@ -55,7 +55,7 @@ def read_log(path: Path) -> Log:
     """The log in a file; an empty one where there is no file, or none that can be read."""
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return _log(list(_newest(content)), list(_measured(content)))
+            return _log(_newest(content), list(_measured(content)))
     except (OSError, ValueError):  # an empty file cannot be mapped
         return Log()
 
@@ -76,16 +76,15 @@ def _log(rows: list[Row], measured: list[Row]) -> Log:
     )
 
 
-def _newest(content: mmap.mmap) -> Iterator[Row]:
+def _newest(content: mmap.mmap) -> list[Row]:
     """The rows of the newest steps, newest first."""
-    size, block, found = len(content), BLOCK, list[Row]()
-    while not found or (len(found) < RECENT and block < size):
+    size, block = len(content), BLOCK
+    while True:
         lines = content[max(0, size - block) :].splitlines()[int(block < size) :]  # the first one may be half a line
         found = [row for line in reversed(lines) if (row := parsed(line)) and "loss" in row][:RECENT]
-        if block >= size:
-            break
+        if len(found) == RECENT or block >= size:
+            return found
         block *= 8
-    yield from found
 
 
 def _measured(content: mmap.mmap) -> Iterator[Row]:

@@ -228,9 +228,9 @@ def _print_ranked(by: str, highest: bool, ranked: Sequence[tuple[float, int, Fol
     console.print(f"{'highest' if highest else 'lowest'} {by}:", grid, sep="\n")
     if without:
         console.print(f"{without} more {'runs have' if without > 1 else 'run has'} no {by}", style="dim")
-    kinds = {run.option("objective", "name") for _, _, run in ranked}
+    kinds = sorted({str(run.option("objective", "name")) for _, _, run in ranked})
     if LOWER.search(by) and len(kinds) > 1:
-        console.print(f"losses of different objectives do not compare: {', '.join(map(str, kinds))}", style="yellow")
+        console.print(f"losses of different objectives do not compare: {', '.join(kinds)}", style="yellow")
 
 
 def _console() -> Console:
