@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from selfsup.kernel.config import Settings
     from selfsup.kernel.discovery import Plugins
 
+Row = tuple[str, str, Any, Any]  # section, option, this run's value, the paper's
 SHOWN = ("objective", "modality", "backbone", "towers", "optimizer")
 OF_TRAINING = ("clip", "precision", "seed")  # beside batch, steps and epochs, which stand at the top
 
@@ -38,14 +39,12 @@ def explain(context: click.Context, asked: Asked, as_json: bool) -> None:
     plugins = plugins_of(context)
     settings = compose.resolve(plugins, *asked.layers(plugins))
     objective = settings["objective"]["name"]
-    paper = compose.resolve(plugins, {"objective": {"name": objective}, "preset": "base"})
     source = _open(plugins, settings)
-    top = [_figures(plugins, settings, len(source)), _figures(plugins, paper, None)]
-    rows = [("", key, top[0][key], top[1][key]) for key in top[0]] + _differences(settings, paper)
+    rows = beside_paper(plugins, settings, len(source))
     cite = getattr(plugins.load("objectives", objective), "paper", "")
     if as_json:
         listed = [
-            {"option": f"{section}.{key}" if section else key, "run": run, "paper": base, "differs": _differs(row)}
+            {"option": f"{section}.{key}" if section else key, "run": run, "paper": base, "differs": differs(row)}
             for row in rows
             for section, key, run, base in [row]
         ]
@@ -53,6 +52,15 @@ def explain(context: click.Context, asked: Asked, as_json: bool) -> None:
         click.echo(json.dumps({**facts, "settings": listed}))
     else:
         _print(settings, cite, [*source.notes, *oversized(settings["train"]["batch"], len(source))], rows)
+
+
+def beside_paper(plugins: Plugins, settings: Settings, size: int | None) -> list[Row]:
+    """Every option that shapes what is learned from so many samples (None: nobody knows), beside the paper's."""
+    from selfsup.kernel import compose
+
+    paper = compose.resolve(plugins, {"objective": {"name": settings["objective"]["name"]}, "preset": "base"})
+    top = [_figures(plugins, settings, size), _figures(plugins, paper, None)]
+    return [("", key, top[0][key], top[1][key]) for key in top[0]] + _differences(settings, paper)
 
 
 def _open(plugins: Plugins, settings: Settings) -> Any:
@@ -85,7 +93,7 @@ def _figures(plugins: Plugins, settings: Settings, size: int | None) -> dict[str
     return {**out, "batch": batch, "steps": steps, "epochs": epochs}
 
 
-def _differences(settings: Settings, paper: Settings) -> list[tuple[str, str, Any, Any]]:
+def _differences(settings: Settings, paper: Settings) -> list[Row]:
     """(section, option, this run's, the paper's) of every option that shapes what is learned."""
     rows = []
     for section in SHOWN:
@@ -101,13 +109,13 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def _differs(row: tuple[str, str, Any, Any]) -> bool:
+def differs(row: Row) -> bool:
     """Whether a row departs from the paper; what the recipe leaves open, as its epochs in steps, cannot differ."""
     section, _, run, base = row
     return bool(run != base) and (bool(section) or base is not None)
 
 
-def _print(settings: Settings, cite: str, notes: Any, rows: list[tuple[str, str, Any, Any]]) -> None:
+def _print(settings: Settings, cite: str, notes: Any, rows: list[Row]) -> None:
     console = Console(highlight=False)
     console.print(
         Text(f"{settings['objective']['name']}, preset {settings['preset']}", "bold"), Text(cite, "italic"), sep="\n"
@@ -122,15 +130,15 @@ def _print(settings: Settings, cite: str, notes: Any, rows: list[tuple[str, str,
         if section != before:
             grid.add_row(Text(section, "underline"))
             before = section
-        differs = _differs((section, key, run, base))
-        mark = Text("≠" if differs else "", "yellow")
-        grid.add_row(Text(f"  {key}"), Text(_shown(run), "yellow" if differs else ""), mark, Text(_shown(base), "dim"))
+        colour, sign = ("yellow", "≠") if differs((section, key, run, base)) else ("", "")
+        grid.add_row(Text(f"  {key}"), Text(shown(run), colour), Text(sign, colour), Text(shown(base), "dim"))
     console.print(grid)
-    count = sum(_differs(row) for row in rows)
+    count = sum(differs(row) for row in rows)
     console.print(f"{count} of {len(rows)} settings differ from the paper's" if count else "all as in the paper")
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value of an option, as people read it."""
     return (
         "-" if value is None else f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
     )

@@ -1,4 +1,11 @@
-"""What a run leaves for people beside its checkpoints: how it went, and `run.toml` and `environment.json`."""
+"""What a run leaves for people beside its checkpoints: `run.toml`, `environment.json`, and `outcome.json` at its end.
+
+    {"ended": "done" | "SIGTERM" | "failed" ..., "error": null | why it failed, "steps": 100, "of": 100, "loss": 2.1,
+     "seconds": 8.5, "samples_per_second": 940.0, "memory": bytes at most, "skipped": how many samples,
+     "reasons": {sample: why it could not be used} of the first few}
+
+`seconds` and the rate are of the last process that worked on the run. No outcome: the run goes on, or was killed.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +16,7 @@ import platform
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,27 +26,35 @@ import torch
 from selfsup.kernel import distributed
 from selfsup.kernel.config import to_toml
 from selfsup.kernel.discovery import SINGULAR
-from selfsup.kernel.errors import StateError
+from selfsup.kernel.errors import SelfsupError, StateError
 from selfsup.kernel.hookspecs import hookimpl
+from selfsup.plugins.services.console import resident
 
 if TYPE_CHECKING:
     from selfsup.kernel.loop import Report, Run
 
 
-ENVIRONMENT = "environment.json"
+ENVIRONMENT, OUTCOME = "environment.json", "outcome.json"
+NAMED = 20  # samples that could not be used, in the outcome
 
 
 class Outcome:
-    """A service that keeps the newest report, unread until the run ends, and the time that the steps took."""
+    """A service that keeps the newest report, unread until the run ends, and the time that the steps took.
+
+    On the first process it leaves `outcome.json` in the folder of the run.
+    """
 
     def __init__(self) -> None:
         self.report: Report | None = None
         self.began = self.seconds = 0.0
 
     @hookimpl(trylast=True)
-    def run_started(self) -> None:
-        """Start the clock."""
+    def run_started(self, run: Run) -> None:
+        """Start the clock; how the run ended before is history."""
         self.began = time.perf_counter()
+        if run.folder and distributed.rank() == 0 and run.first < run.total:
+            with suppress(OSError):
+                (run.folder / OUTCOME).unlink(missing_ok=True)
 
     @hookimpl(tryfirst=True)  # before a service that may stop the run
     def step_finished(self, report: Report) -> None:
@@ -46,11 +62,30 @@ class Outcome:
         self.report = report
 
     @hookimpl(tryfirst=True)  # before the last checkpoint is written
-    def run_finished(self, error: BaseException | None) -> None:
-        """Stop the clock, when the device is done too."""
+    def run_finished(self, run: Run, error: BaseException | None) -> None:
+        """Stop the clock, when the device is done too, and write how it went."""
         if self.report is not None and error is None:
             self.report.loss.item()
         self.seconds = time.perf_counter() - self.began
+        if run.folder and distributed.rank() == 0 and (self.report or error):
+            with suppress(OSError):  # a full disk, say, is no reason to end otherwise
+                _replace(run.folder / OUTCOME, json.dumps(self._told(run, error), indent=1) + "\n")
+
+    def _told(self, run: Run, error: BaseException | None) -> dict[str, Any]:
+        figures: dict[str, Any] = {"loss": None, "seconds": rounded(self.seconds), "samples_per_second": None}
+        if error is None:  # after one, a GPU may not even be read
+            figures = self.figures(run)
+        why = None if error is None else str(error) if isinstance(error, SelfsupError) else repr(error)
+        return {
+            "ended": "failed" if error else run.reason or "done",
+            "error": why,
+            "steps": run.done,
+            "of": run.total,
+            **figures,
+            "memory": torch.cuda.max_memory_reserved(run.device) if run.device.type == "cuda" else resident(),
+            "skipped": len(run.skipped),
+            "reasons": {run.source.name(index): reason for index, reason in list(run.skipped.items())[:NAMED]},
+        }
 
     def figures(self, run: Run) -> dict[str, Any]:
         """The last loss and the rate over all steps of this process, to the digits that mean something."""
@@ -74,7 +109,8 @@ def write_facts(run: Run, folder: Path, weights_from: Path | None) -> None:
     # The number of steps is written even where epochs gave it, so that going on needs no second guess.
     settings = {**run.config, "train": {**run.config["train"], "steps": run.total}}
     try:
-        facts = {**environment(run), "from": str(weights_from.absolute()) if weights_from else None}
+        data = {"samples": len(run.source), "notes": list(run.source.notes)}
+        facts = {**environment(run), "data": data, "from": str(weights_from.absolute()) if weights_from else None}
         _replace(folder / ENVIRONMENT, json.dumps(facts, indent=1) + "\n")
         for name, text in found_in_data(run).items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)

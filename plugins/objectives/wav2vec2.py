@@ -253,7 +253,7 @@ class Wav2Vec2(Objective):
         chances = [np.full(count, np.nan, np.float32) for count in frames]
         for row, mask, chance in zip((-losses).exp().cpu().numpy(), masks, chances, strict=True):
             chance[mask] = row[: int(mask.sum())]
-        return {**shown, f"chance given to the truth among {self.negatives + 1}": chances}
+        return {**shown, f"chance given to the truth among {self.negatives + 1}, 0 to 1": chances}
 
 
 def without(sample: Shown, hidden: np.ndarray[Any, Any]) -> Shown:

@@ -30,6 +30,7 @@ def test_a_run_needs_a_name_only_and_says_where_it_is(toys):
         "checkpoints",
         "environment.json",
         "metrics.jsonl",
+        "outcome.json",
         "run.toml",
     ]
     assert f"checkpoints/step-{12:08d}" in out
