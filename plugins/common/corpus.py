@@ -1,6 +1,6 @@
 """All documents of a source as ids on disk, tokenised once.
 
-A folder holds `tokens.bin` (the documents one after another, uint16 where that suffices), `documents.npz` (how long
+A folder holds `tokens.bin` (the documents one after another, uint16 where that suffices), `documents.npy` (how long
 each is and its number in the source) and `corpus.json`, which says what it was made from. It is written under a
 temporary name and renamed when it is whole, so a folder of that name is always a whole one. Processes map the files and
 share the memory.
@@ -31,7 +31,7 @@ from .plain_text import Empty, text_of
 from .vocabulary import Vocabulary, threaded
 
 Ids = np.ndarray[Any, Any]
-TOKENS, DOCUMENTS, FACTS = "tokens.bin", "documents.npz", "corpus.json"
+TOKENS, DOCUMENTS, FACTS = "tokens.bin", "documents.npy", "corpus.json"
 NAMED = 1000  # bad documents whose reasons are kept
 SHOWN = 5  # of these in the notes
 SIGN = 20.0  # seconds after which the process that tokenises tells the others that it is still at it
@@ -61,8 +61,7 @@ class Corpus:
         self._open()
 
     def _open(self) -> None:
-        with np.load(self.folder / DOCUMENTS) as kept:
-            self.sizes, self.numbers = kept["sizes"], kept["numbers"]  # [N] int64 each
+        self.sizes, self.numbers = np.load(self.folder / DOCUMENTS)  # [N] int64 each
         self.ends = np.cumsum(self.sizes)
         self.tokens: Ids = np.memmap(self.folder / TOKENS, self.facts.dtype, "r") if len(self) else np.zeros(0, "u2")
         if len(self.tokens) != self.facts.tokens or self.sizes.sum() != self.facts.tokens:
@@ -159,7 +158,7 @@ def _made(place: Path, wanted: Facts, source: Source, name: str, vocabulary: Voc
 def _made_from(place: Path) -> tuple[Any, ...] | None:
     try:
         return _key(Corpus(place).facts)
-    except (OSError, ValueError, TypeError, KeyError, StateError):
+    except (OSError, ValueError, TypeError, EOFError, StateError):
         return None
 
 
@@ -181,7 +180,7 @@ def _write(work: Path, facts: Facts, source: Source, name: str, vocabulary: Voca
     kept = np.array(sizes) > 0  # a tokenizer may make nothing of control characters
     facts.empty += int((~kept).sum())
     with open(work / DOCUMENTS, "wb") as file:
-        np.savez(file, sizes=np.array(sizes, np.int64)[kept], numbers=np.array(numbers, np.int64)[kept])
+        np.save(file, np.array([sizes, numbers], np.int64)[:, kept])
         _flush(file)
     with open(work / FACTS, "w", encoding="utf-8") as text:
         json.dump(asdict(facts), text, indent=1)

@@ -50,7 +50,7 @@ def test_what_is_no_text_says_why(stored, says):
 
 @pytest.mark.parametrize("stored", ["", " \n\t ", b"", b"\xef\xbb\xbf", b" \n", None, "\u3000"])
 def test_nothing_is_told_from_what_is_damaged(stored):
-    with pytest.raises(Empty, match="empty|white space"):
+    with pytest.raises(Empty, match=r"empty|white space"):
         decode(stored, MOST)
 
 

@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -143,7 +144,7 @@ def test_it_comes_back_from_files_and_pickles(vocabularies):
 
 @pytest.mark.parametrize("text", ["", "hello", "{}", json.dumps({"model": {"type": "BPE"}}), "[1]"])
 def test_what_is_no_tokenizer_is_refused(text):
-    with pytest.raises(ConfigError, match="this is no tokenizer.json"):
+    with pytest.raises(ConfigError, match=r"this is no tokenizer\.json"):
         Vocabulary(text)
 
 
@@ -183,7 +184,7 @@ def test_pieces_are_cut_at_safe_places_or_by_force(short):
         found = list(pieces(text))
         assert "".join(found) == text
         assert all(0 < len(piece) <= 60 for piece in found)
-        safe = [b[0].isspace() and not a[-1].isspace() for a, b in zip(found, found[1:], strict=False)]
+        safe = [b[0].isspace() and not a[-1].isspace() for a, b in pairwise(found)]
         assert all(safe) or text.isspace() or not any(c.isspace() for c in text)
 
 

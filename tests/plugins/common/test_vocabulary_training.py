@@ -46,9 +46,9 @@ def test_the_size_is_kept(kind):
 
 
 def test_a_vocabulary_too_small_says_what_is_needed():
-    with pytest.raises(ConfigError, match="modality.vocabulary = 100: byte-level bpe needs 259"):
+    with pytest.raises(ConfigError, match=r"modality\.vocabulary = 100: byte-level bpe needs 259"):
         train("bpe", TEXTS, 100)
-    with pytest.raises(ConfigError, match="modality.vocabulary = 8 is too small for wordpiece"):
+    with pytest.raises(ConfigError, match=r"modality\.vocabulary = 8 is too small for wordpiece"):
         train("wordpiece", TEXTS, 8)
 
 
@@ -102,7 +102,7 @@ def test_what_is_no_vocabulary_says_so(tmp_path):
         open_file("bqe")
     with pytest.raises(ConfigError, match=r"is no file, .*known: bpe, bytes, .* holds token.json"):
         open_file(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(ConfigError, match="token.json': this is no tokenizer.json"):
+    with pytest.raises(ConfigError, match=r"token\.json': this is no tokenizer.json"):
         open_file(str(tmp_path / "token.json"))
     (tmp_path / "binary").write_bytes(b"\xff\x00")
     with pytest.raises(ConfigError, match="cannot be read"):
