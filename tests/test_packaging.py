@@ -128,6 +128,12 @@ def test_the_example_is_installed_tested_and_trained_by_name(fresh):
     assert "skipped" not in said
 
 
+def test_the_wheel_begins_a_plugin(fresh):
+    fresh.ssl("plugins", "new", "tides", "--kind", "modality")
+    fresh.install(fresh.folder / "selfsup-tides")
+    assert re.search(r"tides\b.*selfsup-tides", fresh.ssl("plugins"))
+
+
 def code_lines(path: Path) -> int:
     """Lines that are neither blank, comment nor docstring."""
     import ast
