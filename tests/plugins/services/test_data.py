@@ -140,6 +140,24 @@ def test_several_fields_are_paired_by_name(tmp_path):
     ]
 
 
+def test_a_readme_beside_tables_is_no_data(tmp_path):
+    pytest.importorskip("datasets")
+    fill(tmp_path, "README.txt", "LICENSE.txt", text="about the data")
+    fill(tmp_path, "a.csv", text="text,label\none,1\ntwo,2\n")
+    assert len(opened(tmp_path, kinds=(Caption,), cache=str(tmp_path / ".cache"))) == 2
+    fill(tmp_path, "story.txt", text="once")
+    assert [os.path.basename(name) for name in names(opened(tmp_path, kinds=(Caption,)))] == [
+        "LICENSE.txt",
+        "README.txt",
+        "story.txt",
+    ]
+
+
+def test_a_readme_alone_is_data(tmp_path):
+    fill(tmp_path, "README.txt")
+    assert len(opened(tmp_path, kinds=(Caption,))) == 1
+
+
 def test_parts_weigh_by_size_unless_told(tmp_path):
     one, two = fill(tmp_path / "one", "a.png", "b.png", "c.png"), fill(tmp_path / "two", "d.png")
     assert opened(one, two).parts == [Part(3, 3), Part(1, 1)]

@@ -16,6 +16,7 @@ from selfsup.plugins.services.data_files import (
     kinds_of,
     left_out,
     megabytes,
+    says_about,
 )
 
 
@@ -98,6 +99,14 @@ def test_what_was_left_out():
     assert left_out({"empty": ["a.wav"]}) == ["1 file left out: 1 empty (a.wav)"]
     four = left_out({"empty": ["a", "b", "c", "d"], "of another kind": [".txt", ".txt"]}, "member")
     assert four == ["6 members left out: 4 empty (a, b, c, …), 2 of another kind (.txt)"]
+
+
+@pytest.mark.parametrize(
+    ("name", "about"),
+    [("README.md", True), ("a/readme", True), ("LICENCE.txt", True), ("readmes.txt", False), ("notes/a.md", False)],
+)
+def test_files_that_describe_the_data(name, about):
+    assert says_about(name) == about
 
 
 def test_the_folder_above_a_wildcard():

@@ -273,3 +273,31 @@ def test_a_name_that_the_hub_does_not_have(opened, tmp_path):
 
 def test_every_suffix_has_a_reader():
     assert all(hasattr(datasets.DatasetDict, f"from_{kind}") for kind in data_tables.READERS.values())
+
+
+@pytest.mark.parametrize("column", ["text", "Content", "document", "body", "sentence"])
+def test_a_column_of_text_is_found_and_its_values_are_texts(opened, tmp_path, column):
+    values = ["Look into notes.txt", "a line\nand another.txt", "", "no"]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"id": i, column: value}) + "\n" for i, value in enumerate(values)))
+    source = opened(path, kinds=(Words,))
+    assert [source[i]["text"] for i in range(len(source))] == values
+
+
+def test_a_column_of_text_may_hold_paths_where_the_files_are_there(opened, tmp_path):
+    path = write_csv(tmp_path / "t.csv", [{"text": "b.txt"}, {"text": "a.txt"}])
+    assert [row["text"] for row in opened(path, kinds=(Words,))] == ["b.txt", "a.txt"]
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(f"inside {name}")
+    assert [row["text"] for row in opened(path, kinds=(Words,))] == [tmp_path / "b.txt", tmp_path / "a.txt"]
+
+
+def test_text_without_a_known_column_asks_for_one(opened, tmp_path):
+    path = write_csv(tmp_path / "t.csv", [{"reviews": "good", "stars": 5}])
+    with pytest.raises(
+        DataError, match=r"no column of .* is known to hold text: it has reviews, stars; .*data\.column"
+    ):
+        opened(path, kinds=(Words,))
+    assert opened(path, kinds=(Words,), column="reviews")[0] == {"text": "good"}
+    with pytest.raises(DataError, match=r"has no column 'review'; did you mean 'reviews'\?"):
+        opened(path, kinds=(Words,), column="review")
