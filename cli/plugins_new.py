@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keyword
 import re
+import shlex
 from collections.abc import Mapping
 from importlib.metadata import version
 from importlib.resources import files
@@ -58,16 +59,14 @@ def new(context: click.Context, name: str, kind: str, out: Path | None) -> None:
     write(folder, package(kind, words))
     click.echo(f"{click.style('made', bold=True)}      {folder}, a package with the {kind} {name!r}\n")
     steps = {
-        f"pip install -e {folder}": "once; what you change is used at once",
-        f"pytest {folder}": "its tests pass",
+        f"pip install -e {shlex.quote(f'{folder}[dev]')}": "once, with pytest; what you change is used at once",
+        f"pytest {shlex.quote(str(folder))}": "its tests pass",
         f"ssl plugins {name}": "what it says about itself",
         words["train"]: "on a built-in sample",
     }
     for command, why in steps.items():
         click.echo(f"  {command}{click.style(f'  # {why}', dim=True)}")
-    click.echo(
-        f"\n{words['module']}.py is the plugin, README.md says how to publish it; choose a licence before you do."
-    )
+    click.echo(f"\n{words['module']}.py is the plugin; README.md says how to publish it, once you chose a licence.")
 
 
 def checked(plugins: Plugins, kind: str, asked: str) -> str:

@@ -88,7 +88,7 @@ def test_a_package_is_whole(made, kind):
 
 def test_next_steps_are_printed(ssl):
     out, _ = ssl("plugins", "new", "my-turns", "--kind", "objective")
-    for command in ("pip install -e selfsup-my-turns", "pytest selfsup-my-turns", "ssl train --plugin my_turns"):
+    for command in ("pip install -e 'selfsup-my-turns[dev]'", "pytest selfsup-my-turns", "ssl train --plugin my_turns"):
         assert command in out
     assert (ssl.folder / "selfsup-my-turns/selfsup_my_turns.py").is_file()
 
