@@ -67,6 +67,9 @@ def _step(plugins: Plugins, settings: Settings) -> tuple[Run, dict[str, Any]]:
     outcome = Outcome()
     plugins.register(outcome, "outcome")
     run = compose.start(plugins, settings)
+    for name in ("validation", "online"):  # their data could be opened; to measure on all of it may take long
+        if plugins.manager.has_plugin(name):
+            plugins.manager.unregister(name=name)
     found: dict[str, Any] = {"signals": shapes(run), "parameters": sizes(run)}
     loop.train(run)
     report = outcome.report

@@ -16,7 +16,8 @@ WIDE = 4  # panels in a row
 
 def draw(run: Path, out: Path) -> None:
     """Loss and metrics against the step, one panel each."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    rows = map(json.loads, (run / "metrics.jsonl").read_text("utf-8").splitlines())
+    lines = [row for row in rows if "loss" in row]  # the others hold what services measured
     steps = [row["step"] for row in lines]
     panels = {"loss": [row["loss"] for row in lines]}
     panels |= {name: [row["metrics"][name] for row in lines] for name in lines[0]["metrics"]}

@@ -3,6 +3,11 @@
 import json
 from pathlib import Path
 
+import pytest
+
+from selfsup.plugins.services.online import Online
+from selfsup.plugins.services.validation import Validation
+
 CHECK = ("check", "--plugin", "guess")
 
 
@@ -20,6 +25,17 @@ def test_it_writes_nothing(toys):
     out, _ = toys(*CHECK)
     assert "nothing was written" in out
     assert list(Path().iterdir()) == []
+
+
+def test_what_would_be_measured_is_opened_and_not_measured(toys, monkeypatch):
+    for service in (Validation, Online):
+        monkeypatch.setattr(service, "measure", lambda self, run: pytest.fail("it was measured"))
+    Path("held").mkdir()
+    for i in range(6):
+        Path(f"held/{i}.num").write_text(str(i))
+    toys(*CHECK, "--set", "online.every=1", "--set", "validation.data=held", "--set", "tensorboard.every=1")
+    assert "validation.data: there is no 'hedl'" in toys(*CHECK, "--set", "validation.data=hedl", code=1)[1]
+    assert [p.name for p in Path().iterdir()] == ["held"]
 
 
 def test_people_see_the_same(toys):
