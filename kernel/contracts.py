@@ -238,6 +238,10 @@ class Backbone(nn.Module, ABC):
     def forward(self, tokens: Signal, *, causal: bool = False, context: Signal | None = None) -> Signal:
         """`context` is what a decoder may look at besides its own tokens."""
 
+    def at(self, tokens: Signal, index: Tensor) -> Tensor:
+        """What comes out at the places in `index` [B, M] alone: [B, M, D]. A backbone may leave out the rest's work."""
+        return self.forward(tokens).take(index).x
+
     def units(self) -> Iterable[nn.Module]:
         """The repeated parts: what is compiled and sharded one by one."""
         return ()

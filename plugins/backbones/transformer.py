@@ -34,6 +34,7 @@ from selfsup.kernel.errors import ConfigError, ContractError
 
 from ..common.attention import CrossAttention, Scope, SelfAttention, cross_mask, self_mask
 from ..common.block_attention import block_mask, gathered, serves, within
+from ..common.masking import pick
 from ..common.norm import Norm, token_norm
 from ..common.positions import Conv, Learned, Relative, Rotary, SinCos
 from ..common.transformer_layer import Activation, FeedForward, Layer
@@ -122,7 +123,7 @@ class Transformer(Backbone):
             )
         signal = self.embed(within(tokens, self.packed, self._remedy()))
         restore: Tensor | None = None
-        if signal.segments is not None and not isinstance(self.positions, Relative) and serves(signal.x):
+        if self._in_blocks(signal):
             signal, restore = gathered(signal)
         scope = self.scope(signal, causal, context, blocks=restore is not None)
         x = signal.x
@@ -133,6 +134,26 @@ class Transformer(Backbone):
         if restore is not None:
             x = x.gather(1, restore[..., None].expand_as(x))
         return replace(tokens, x=x)
+
+    def at(self, tokens: Signal, index: Tensor) -> Tensor:
+        """The tokens at the places in `index` [B, M] of what `forward` gives: [B, M, D].
+
+        In the last layer, what makes other tokens and no key or value is left out: five sixths of its work.
+        """
+        if self.cross or self._in_blocks(tokens):
+            return super().at(tokens, index)
+        signal = self.embed(within(tokens, self.packed, self._remedy()))
+        scope, x = self.scope(signal, False, None, blocks=False), signal.x
+        *first, last = zip(self.layers, self.dropped_layers(), strict=True)
+        for layer, dropped in first:
+            x = x if dropped else layer(x, scope)
+        x = pick(x, index) if last[1] else last[0](x, scope.asking(index))
+        out: Tensor = self.norm(x)
+        return out
+
+    def _in_blocks(self, tokens: Signal) -> bool:
+        """Whether attention goes over sequences laid end to end."""
+        return tokens.segments is not None and not isinstance(self.positions, Relative) and serves(tokens.x)
 
     def embed(self, tokens: Signal) -> Signal:
         """Tokens plus positions, normed and dropped out: what the first layer gets.

@@ -6,7 +6,8 @@ with K <= H heads of keys and values, each shared by H / K heads of queries (gro
 al. 2023, https://arxiv.org/abs/2305.13245). What a query may see is worked out once for all layers
 (`Scope`): nothing is masked where nothing needs to be, so that torch takes its fastest kernel.
 
-Shapes: B batch, T tokens, S tokens of the context, D width, H heads, K heads of keys and values, d = D / H.
+Shapes: B batch, T tokens, S tokens of the context, D width, M places asked for, H heads, K heads of keys and
+values, d = D / H.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from selfsup.kernel.contracts import Signal
 from selfsup.kernel.errors import ConfigError
 
 from .block_attention import attend_blocks
+from .masking import pick
 from .positions import rotate
 
 
@@ -33,6 +35,11 @@ class Scope(NamedTuple):
     blocks: Any = None  # xformers' mask of sequences laid end to end; replaces causal and mask
     context: Tensor | None = None  # [B, S, D] what cross-attention looks at
     context_mask: Tensor | None = None  # [B, 1, T, S] bool
+    only: Tensor | None = None  # [B, M] places of the queries that are asked for; None: all
+
+    def asking(self, index: Tensor) -> Scope:
+        """The same for the queries at index [B, M] alone; neither causal nor with blocks or a context."""
+        return self._replace(mask=None if self.mask is None else rows(self.mask, index), only=index)
 
 
 def self_mask(tokens: Signal, causal: bool, bias: Tensor | None = None) -> Tensor | None:
@@ -85,11 +92,11 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(width, width, bias)
 
     def forward(self, x: Tensor, scope: Scope) -> Tensor:
-        """[B, T, D] -> [B, T, D]."""
-        heads = self.qkv(x).unflatten(-1, (-1, self.head)).transpose(1, 2)  # [B, H + 2K, T, d]
-        q, k, v = heads.split([self.heads, self.kv_heads, self.kv_heads], 1)
+        """[B, T, D] -> [B, T, D], or where not all queries are asked for [B, M, D]."""
+        q, k, v = self.project(x, scope.only)
         if scope.turn is not None:
-            q, k = rotate(q, scope.turn), rotate(k, scope.turn)
+            cosines, sines = (part if scope.only is None else rows(part, scope.only) for part in scope.turn)
+            q, k = rotate(q, (cosines, sines)), rotate(k, scope.turn)
         dropout = self.dropout if self.training else 0.0
         if scope.blocks is not None:
             y = attend_blocks(q, k, v, scope.blocks, dropout)
@@ -97,6 +104,21 @@ class SelfAttention(nn.Module):
             y = attend(q, k, v, scope.mask, scope.causal and scope.mask is None, dropout)
         out: Tensor = self.out(y.transpose(1, 2).flatten(2))  # [B, T, D]
         return out
+
+    def project(self, x: Tensor, only: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, H, T or M, d], keys and values [B, K, T, d] of x [B, T, D]."""
+        if only is None:
+            heads = self.qkv(x).unflatten(-1, (-1, self.head)).transpose(1, 2)  # [B, H + 2K, T, d]
+            q, k, v = heads.split([self.heads, self.kv_heads, self.kv_heads], 1)
+            return q, k, v
+        parts = [self.heads * self.head, 2 * self.kv_heads * self.head]
+        biases = (None, None) if self.qkv.bias is None else self.qkv.bias.split(parts)
+        asked, seen = (
+            F.linear(y, weight, bias).unflatten(-1, (-1, self.head)).transpose(1, 2)
+            for y, weight, bias in zip((pick(x, only), x), self.qkv.weight.split(parts), biases, strict=True)
+        )
+        k, v = seen.chunk(2, 1)
+        return asked, k, v
 
 
 class CrossAttention(nn.Module):
@@ -125,6 +147,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, d
         mask = mask.to(q.dtype)
     grouped = k.shape[1] != q.shape[1]
     return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, enable_gqa=grouped)
+
+
+def rows(x: Tensor, index: Tensor) -> Tensor:
+    """Those of x [B or 1, H or 1, T, S] that index [B, M] names: [B, H or 1, M, S]."""
+    index = index[:, None, :, None]
+    return x.expand(len(index), -1, -1, -1).gather(2, index.expand(-1, x.shape[1], -1, x.shape[3]))
 
 
 def head_width(width: int, heads: int, kv_heads: int) -> int:

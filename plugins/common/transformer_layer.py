@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .attention import CrossAttention, Scope, SelfAttention
+from .masking import pick
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "swiglu"]
 
@@ -79,16 +80,19 @@ class Layer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, scope: Scope) -> Tensor:
-        """[B, T, D] -> [B, T, D]."""
-        x = self.add(x, self.norm1, partial(self.attention, scope=scope))
+        """[B, T, D] -> [B, T, D], or [B, M, D] where the scope asks for some places only."""
+        kept = x if scope.only is None else pick(x, scope.only)
+        x = self.add(x, self.norm1, partial(self.attention, scope=scope), kept)
         if self.cross is not None:
             x = self.add(x, self.norm_cross, partial(self.cross, context=scope.context, mask=scope.context_mask))
         return self.add(x, self.norm2, self.mlp)
 
-    def add(self, x: Tensor, norm: nn.Module, branch: partial[Tensor] | nn.Module) -> Tensor:
-        """One residual branch: [B, T, D] -> [B, T, D]."""
+    def add(
+        self, x: Tensor, norm: nn.Module, branch: partial[Tensor] | nn.Module, kept: Tensor | None = None
+    ) -> Tensor:
+        """One residual branch of x [B, T, D], added to x or to those tokens of it that are `kept`: as they are."""
         y = self.dropout(branch(norm(x) if self.norm_first else x))
-        x = x + (drop_path(y, self.keep) if self.drops_path and self.training else y)
+        x = (x if kept is None else kept) + (drop_path(y, self.keep) if self.drops_path and self.training else y)
         return x if self.norm_first else norm(x)
 
 

@@ -141,6 +141,10 @@ class Guess(Objective):
         return Loss(self.encoder(batch["encoder"]).x.sum())
 
 
+def test_a_backbone_gives_what_comes_out_at_some_places():
+    assert Same().at(signal(), torch.tensor([[3, 0], [4, 4]]))[:, :, 0].tolist() == [[9.0, 0.0], [27.0, 27.0]]
+
+
 def test_a_stem_projects_normed_latents():
     stem, raw = Embed(4), signal(segments=torch.ones(2, 5))
     out = stem(raw)

@@ -52,6 +52,34 @@ def test_packed_equals_alone(kind: str, causal: bool) -> None:
         torch.testing.assert_close(out[:, part], alone, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("kind", [*KINDS, "conv"])
+def test_some_places_alone_are_as_with_the_others(kind: str, packed: bool, norm_first: bool) -> None:
+    """Outputs, and gradients of the input and of every parameter, in float64."""
+    backbone = model(positions=kind, kv_heads=2, norm_first=norm_first, bias=norm_first).double()
+    segments = packed_row(14)[0] if kind == "conv" else packed_row(5, 7, padding=2)[0]
+    x = torch.randn(2, 14, 32, dtype=torch.float64, requires_grad=True)
+    tokens = Signal(x, segments.expand(2, -1) if packed else None)
+    index = torch.tensor([[3, 0, 11], [9, 9, 4]])
+    found = []
+    for out in (backbone.at(tokens, index), backbone(tokens).x[torch.arange(2)[:, None], index]):
+        parameters = [x, *backbone.parameters()]
+        loss = (out * torch.linspace(-1, 2, out.numel(), dtype=torch.float64).view_as(out)).sum()
+        found.append((out, torch.autograd.grad(loss, parameters)))
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-11)
+
+
+def test_some_places_alone_survive_the_loss_of_the_last_layer() -> None:
+    backbone = model(layer_drop=0.5).train()
+    x, index = torch.randn(2, 6, 32), torch.tensor([[5, 1], [0, 2]])
+    for number in range(8):
+        backbone.step = Step(number, 8)
+        torch.testing.assert_close(
+            backbone.at(Signal(x), index), backbone(Signal(x)).x[torch.arange(2)[:, None], index], rtol=1e-5, atol=1e-5
+        )
+
+
 @pytest.mark.parametrize("kind", [*KINDS, "conv"])
 def test_padding_changes_nothing_and_stays_finite(kind: str) -> None:
     backbone = model(positions=kind)
