@@ -1,4 +1,4 @@
-"""Judge a run's features: nearest neighbours or a linear probe, beside what needs no training."""
+"""Judge a run's features (nearest neighbours, a linear probe) or its predictions, beside what needs no training."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from .installed import complete_files, complete_runs, plugins_of
 
 if TYPE_CHECKING:
     from selfsup.plugins.common.compare import Comparison, Judge
+    from selfsup.plugins.common.perplexity import Perplexity
 
 TITLES = {
     "trained": "trained",
@@ -22,14 +23,15 @@ TITLES = {
     "raw": "raw input",
     "chance": "most frequent class",
 }
+PREDICTED = {"trained": "trained", "random": "random initialisation", "uniform": "uniform guess"}
 
 
 @click.group(invoke_without_command=True)
 @click.pass_context
 def evaluate(context: click.Context) -> None:
-    """Judge a run's features, beside random ones, raw input and chance.
+    """Judge a run's features or its predictions, beside random ones, raw input and chance.
 
-    Labelled data is needed, labels serve nothing else. They are found in class folders (cat/1.jpg, dog/2.jpg),
+    Features need labelled data, labels serve nothing else. They are found in class folders (cat/1.jpg, dog/2.jpg),
     in a column of a table, or in file names, by a regular expression: --label '^(\\d)_'
     """
     if context.invoked_subcommand is None:
@@ -84,6 +86,50 @@ def probe(context: click.Context, /, **shared: Any) -> None:
     from selfsup.plugins.common.compare import Linear
 
     _judge(context, Linear(), **shared)
+
+
+@evaluate.command()
+@click.argument("run", type=click.Path(path_type=Path), shell_complete=complete_runs)
+@_files("--data", "paths", "Texts; by default the run's own.")
+@click.option("--column", help="Column of a table, or key of a tar, that holds the texts.")
+@click.option("--limit", type=click.IntRange(min=1), help="At most so many documents, the first ones.")
+@click.option(
+    "--stride",
+    type=click.IntRange(min=1),
+    help="Read long documents in windows that advance by so many tokens, so that each token is predicted from more.",
+)
+@click.option("--batch", type=click.IntRange(min=1), default=16, show_default=True, help="Windows at once.")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 or auto.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def perplexity(context: click.Context, /, as_json: bool, **asked: Any) -> None:
+    """Judge how well a run predicts the next token of each text."""
+    from selfsup.plugins.common.perplexity import Asked, measure
+
+    result = measure(plugins_of(context), Asked(**asked))
+    if as_json:
+        click.echo(json.dumps(result.plain()))
+    else:
+        _print_perplexity(result)
+
+
+def _print_perplexity(result: Perplexity) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    for note in result.notes:
+        console.print(Text(note, "dim"))
+    size, stride = result.size, f", stride {result.stride:,}" if result.stride else ""
+    console.print(Text(f"\nperplexity: {result.run}, step {result.step:,}", "bold"))
+    console.print(
+        f"{size.documents:,} documents of {size.tokens:,} tokens and {size.bytes:,} bytes, each token once, "
+        f"from at most {result.length - 1:,} before it{stride}; {result.vocabulary:,} different tokens\n"
+    )
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("", "nats a token", "with ends", "perplexity", "bits per byte"):
+        grid.add_column(column, justify="right" if column else "left")
+    for key, row in result.rows.items():
+        figures = (f"{row.nats:.4f}", f"{row.nats_with_ends:.4f}", f"{row.perplexity:,.2f}", f"{row.bits_per_byte:.4f}")
+        grid.add_row(PREDICTED[key], *figures, style="bold" * (key == "trained"))
+    console.print(grid)
 
 
 def _judge(context: click.Context, judge: Judge, as_json: bool, **asked: Any) -> None:

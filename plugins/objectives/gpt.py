@@ -35,7 +35,7 @@ from selfsup.kernel import Batch, Loss, Objective, Shown, Signal, Stem, Step, To
 from selfsup.kernel.errors import ContractError
 from selfsup.triton_ops.linear_cross_entropy import linear_cross_entropy
 
-IGNORED = -100
+IGNORED = -100  # what linear_cross_entropy leaves out
 SHOWN = 48  # tokens of a prompt that people are shown, at most
 
 
@@ -184,8 +184,15 @@ class GPT(Objective):
         raw = batch["decoder"]
         labels = next_tokens(raw, self.decoder.stem.targets(raw))  # [B, T]
         hidden = self.decoder(raw).x  # [B, T, D]
-        total = linear_cross_entropy(hidden.flatten(0, 1), self.weight, labels.flatten(), ignore_index=IGNORED)
+        total = linear_cross_entropy(hidden.flatten(0, 1), self.weight, labels.flatten())
         return Loss(total, {"perplexity": total.detach().exp()}, weight=(labels != IGNORED).sum())
+
+    def surprise(self, raw: Signal) -> Tensor:
+        """-log p of the token behind each place of its sequence, in nats; 0 where there is none: [B, T]."""
+        labels = next_tokens(raw, self.decoder.stem.targets(raw))  # [B, T]
+        hidden = self.decoder(raw).x  # [B, T, D]
+        nats = linear_cross_entropy(hidden.flatten(0, 1), self.weight, labels.flatten(), reduction="none")
+        return nats.view_as(labels)
 
     def show(self, batch: Batch, step: Step, guess: bool = True) -> Mapping[str, Sequence[Shown]]:
         """The texts, and how the model would go on after the first half of the first one in each row."""
