@@ -78,12 +78,15 @@ class Files:
 def open_files(where: str, root: str, files: Sequence[str], modalities: Fields, options: Options) -> Files:
     """The media files among `files`; empty ones and those of another kind are left out, and noted."""
     sizes = [os.path.getsize(file) if os.path.exists(file) else -1 for file in files]
-    kept = [file for file, size in zip(files, sizes, strict=True) if size > 0]
+    filled = [file for file, size in zip(files, sizes, strict=True) if size > 0]
+    about = _about(root, filled, modalities)
+    kept = [file for file in filled if file not in about]
     chosen = match_fields(kept, modalities)
     used = set().union(*chosen.values())
     reasons = {
         "empty": [os.path.basename(f) for f, size in zip(files, sizes, strict=True) if size == 0],
         "broken links": [os.path.basename(f) for f, size in zip(files, sizes, strict=True) if size < 0],
+        "about the data": [os.path.basename(f) for f in about],
         "of another kind": [_suffix(f) for i, f in enumerate(kept) if i not in used],
     }
     if not used:
@@ -98,6 +101,13 @@ def open_files(where: str, root: str, files: Sequence[str], modalities: Fields, 
     out.notes.append(f"{len(out):,} {what}{classes}, {megabytes(total)}, from {where}")
     out.notes.extend(left_out(reasons))
     return out
+
+
+def _about(root: str, files: Sequence[str], modalities: Fields) -> list[str]:
+    """Texts that lie at the top of a folder to describe it, unless they are all that there is."""
+    usable = [f for f in files if any(f.lower().endswith(modality.suffixes) for modality in modalities.values())]
+    about = [f for f in usable if says_about(f) and os.path.dirname(f) == root.rstrip("/")]
+    return about if len(about) < len(usable) else []
 
 
 def match_fields(names: Sequence[str], modalities: Fields) -> dict[str, list[int]]:

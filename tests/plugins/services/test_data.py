@@ -146,16 +146,20 @@ def test_a_readme_beside_tables_is_no_data(tmp_path):
     fill(tmp_path, "a.csv", text="text,label\none,1\ntwo,2\n")
     assert len(opened(tmp_path, kinds=(Caption,), cache=str(tmp_path / ".cache"))) == 2
     fill(tmp_path, "story.txt", text="once")
-    assert [os.path.basename(name) for name in names(opened(tmp_path, kinds=(Caption,)))] == [
-        "LICENSE.txt",
-        "README.txt",
-        "story.txt",
-    ]
+
+
+def test_a_readme_beside_texts_is_no_data(tmp_path):
+    fill(tmp_path, "README.txt", "LICENSE.txt", "story.txt", "b/readme.txt")
+    source = opened(tmp_path, kinds=(Caption,))
+    assert [os.path.relpath(name, tmp_path) for name in names(source)] == ["story.txt", "b/readme.txt"]
+    assert source.notes[1] == "2 files left out: 2 about the data (LICENSE.txt, README.txt)"
+    assert len(opened(f"{tmp_path}/*.txt", kinds=(Caption,))) == 1
 
 
 def test_a_readme_alone_is_data(tmp_path):
     fill(tmp_path, "README.txt")
     assert len(opened(tmp_path, kinds=(Caption,))) == 1
+    assert len(opened(tmp_path / "README.txt", kinds=(Caption,))) == 1
 
 
 def test_parts_weigh_by_size_unless_told(tmp_path):
