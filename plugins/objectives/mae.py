@@ -96,7 +96,7 @@ class MAE(Objective):
             "towers.decoder.backbone.depth": 2,
             "towers.decoder.backbone.heads": 4,
             "train.batch": 128,
-            "train.steps": 1500,
+            "train.steps": 1000,
             "optimizer.lr": 1e-3,
             "optimizer.reference_batch": 128,
         },
@@ -177,13 +177,13 @@ class MAE(Objective):
     def show(self, batch: Batch, step: Step, guess: bool = True) -> Mapping[str, Sequence[Shown]]:
         """The view, the view with hidden patches halfway between its extremes, and the view with their guesses.
 
-        With `norm_pixels` a guess has neither brightness nor contrast: it is given those of the true patch.
+        With `norm_pixels` a guess has neither mean nor deviation: it is given those of the true patch.
         """
         view, stem = self.view(batch, step), self.encoder.stem
         patches = stem.cut(view)
         hidden = self.hide(patches, batch, step)
         grey = (patches.x.amin((1, 2), keepdim=True) + patches.x.amax((1, 2), keepdim=True)) / 2  # [B, 1, 1]
-        shown = {"view": patches.x, "visible": torch.where(hidden[..., None], grey, patches.x)}
+        shown = {"view": patches.x, "what the model sees": torch.where(hidden[..., None], grey, patches.x)}
         if guess:
             values, index, valid = self.guess(patches, hidden)
             true = pick(patches.x, index)  # [B, M, P]
@@ -191,7 +191,8 @@ class MAE(Objective):
                 _, mean, std = normalised(true)
                 values = values.to(true.dtype) * std + mean
             values = torch.where(valid[..., None], values.to(true.dtype), true)
-            shown["rebuilt"] = patches.x.scatter(1, index[..., None].expand_as(values), values)
+            caption = "rebuilt" + ", each patch with its true mean and deviation" * self.norm_pixels
+            shown[caption] = patches.x.scatter(1, index[..., None].expand_as(values), values)
         return {name: self.encoder.modality.show(stem.uncut(x, view)) for name, x in shown.items()}
 
 

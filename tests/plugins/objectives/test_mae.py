@@ -286,8 +286,8 @@ def test_show_rebuilds_hidden_patches_and_leaves_the_others() -> None:
     model.encoder.modality.show = lambda signal: list(signal.x)
     batch = batch_of(raw)
     shown = model.show(batch, STEP)
-    assert list(shown) == ["view", "visible", "rebuilt"]
-    assert list(model.show(batch, STEP, guess=False)) == ["view", "visible"]
+    assert list(shown) == ["view", "what the model sees", "rebuilt, each patch with its true mean and deviation"]
+    assert list(model.show(batch, STEP, guess=False)) == ["view", "what the model sees"]
     view, visible, rebuilt = (Signal(torch.stack(x)) for x in shown.values())
     assert torch.equal(view.x, model.view(batch, STEP).x)
     cut = model.encoder.stem.cut
