@@ -5,7 +5,8 @@ The whole set is scored in eval mode and without gradients, in the precision of 
     validation/NAME = sum_b w_b m_b / sum_b w_b      m_b: the loss or a metric of batch b, w_b: its Loss.weight
 
 What is hidden and cropped is the same in every measurement: a sample's draws are those of its first time in training
-(turn 0), and only what follows a schedule moves on with the run. Training is as without it, bit for bit.
+(turn 0), and only what follows a schedule moves on with the run. Training is as without it, bit for bit. The loss does
+not depend on the batch; a metric that is no mean over predictions, such as a perplexity, does a little.
 
 A sample that cannot be read is named once, counted and left out. With several processes each scores its share; where
 the set does not divide by them, the last samples go to some of them, while the others score one that does not count.
