@@ -218,7 +218,8 @@ def taken(patches: Signal, index: Tensor, valid: Tensor) -> Signal:
 
 def joined(first: Signal, second: Signal) -> Signal:
     """The tokens of both, side by side, with their places."""
-    segments = None if first.segments is None else torch.cat([first.segments, second.segments], 1)
+    ours, theirs = first.segments, second.segments
+    segments = None if ours is None or theirs is None else torch.cat([ours, theirs], 1)
     return Signal(torch.cat([first.x, second.x], 1), segments, torch.cat([first.places(), second.places()], 1))
 
 
