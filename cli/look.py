@@ -55,7 +55,8 @@ def look(context: click.Context, asked: Asked, samples: int, out: Path | None) -
         _write(name, seen, out, texts)
     except (OSError, ValueError) as cause:  # ValueError: a suffix that Pillow does not know
         raise ConfigError(f"{out} cannot be written: {cause}; choose another file with --out") from None
-    click.echo(f"{'wrote':<10}{out}: {len(seen.names)} samples; {', '.join(seen.shown)}")
+    count = len(seen.names)
+    click.echo(f"{'wrote':<10}{out}: {count} sample{'s' * (count > 1)}; {', '.join(seen.shown)}")
 
 
 def _see(plugins: Plugins, asked: Asked, samples: int) -> tuple[str, Seen]:

@@ -21,6 +21,7 @@ WIDTH, HEIGHT = 340, 170
 LEFT, RIGHT, TOP, BOTTOM = 44, 8, 8, 20
 COLUMNS = 280
 SMOOTHED = 0.02  # of the steps
+MANY = 200  # values, of which 1 % may be left out
 DOTS = 60  # curves of fewer values show each
 
 
@@ -64,10 +65,11 @@ def smoothed(steps: Values, values: Values) -> tuple[Values, Values]:
 def span(values: Values) -> tuple[float, float, int]:
     """What the axis shows, and how many values lie beyond."""
     low, high = float(values.min()), float(values.max())
-    if len(values) >= 20:
-        inner = np.percentile(values, [0.5, 99.5])
-        if inner[1] - inner[0] < 0.5 * (high - low):
-            low, high = float(inner[0]), float(inner[1])
+    if len(values) >= MANY:
+        ordered, left_out = np.sort(values), len(values) // 200
+        least, most = float(ordered[left_out]), float(ordered[-1 - left_out])
+        if most - least < 0.5 * (high - low):
+            low, high = least, most
     margin = 0.06 * (high - low) or max(abs(high), 1.0) * 0.05
     low, high = low - margin, high + margin
     return low, high, int(((values < low) | (values > high)).sum())

@@ -37,18 +37,17 @@ def sheet(title: str, seen: Seen) -> Image:
     except ModuleNotFoundError:
         raise DataError("drawing a sheet needs Pillow, which is not installed: pip install 'selfsup[image]'") from None
     rows = [[_cell(value) for value in seen.of(place).values()] for place in range(len(seen.names))]
-    captions = [["\n".join(_wrapped(caption, max(cell.width for cell in column), 13))] for caption, column in
-                zip(seen.shown, zip(*rows, strict=True), strict=True)]  # fmt: skip
     widths = [max(cell.width for cell in column) for column in zip(*rows, strict=True)]
     heights = [max(cell.height for cell in row) for row in rows]
-    head = 44 + 17 * max(text.count("\n") + 1 for (text,) in captions)
+    captions = ["\n".join(_wrapped(caption, w, 13)) for caption, w in zip(seen.shown, widths, strict=True)]
+    head = 44 + 17 * max(text.count("\n") + 1 for text in captions)
     names = [_shortened(name, sum(widths) + GAP * (len(widths) - 1)) for name in seen.names]
     width = max(GAP + sum(w + GAP for w in widths), int(_font(17).getlength(title)) + 2 * GAP)
     page = Image.new("RGB", (width, head + sum(h + 22 + GAP for h in heights)), PAPER)
     draw = ImageDraw.Draw(page)
     draw.text((GAP, 10), title, INK, _font(17))
     lefts = [GAP + sum(widths[:n]) + GAP * n for n in range(len(widths))]
-    for left, (text,) in zip(lefts, captions, strict=True):
+    for left, text in zip(lefts, captions, strict=True):
         draw.multiline_text((left, 38), text, INK, _font(13))
     top = head
     for name, row, height in zip(names, rows, heights, strict=True):
@@ -104,8 +103,16 @@ def plain(value: str | Sequence[tuple[str, str]]) -> str:
     """A text without colours: [hidden], <guess>."""
     if isinstance(value, str):
         return value
-    pairs = ((text, *BRACKETS.get(mark, BRACKETS["hidden"])) for text, mark in value)
-    return "".join(f"{left}{text}{right}" for text, left, right in pairs)
+    return "".join(_bracketed(text, *BRACKETS.get(mark, BRACKETS["hidden"])) for text, mark in value)
+
+
+def _bracketed(text: str, left: str, right: str) -> str:
+    """Brackets around the words, not around the space before them; "[MASK]" has its own."""
+    words = text.strip()
+    if not words or (words.startswith(left) and words.endswith(right)):
+        return text
+    before = text[: len(text) - len(text.lstrip())]
+    return f"{before}{left}{words}{right}{text[len(before) + len(words) :]}"
 
 
 def _wrapped(text: str, width: int, size: int) -> list[str]:

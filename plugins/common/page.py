@@ -42,12 +42,14 @@ code, .code { font: 12.5px/1.45 ui-monospace, SFMono-Regular, Menlo, Consolas, m
 .soft, .note { color: var(--soft); } .note { font-size: 12.5px; margin: 4px 0 0; } .warn { color: var(--warn); }
 .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(128px, 1fr)); gap: 10px; margin: 16px 0; }
 .fact { background: var(--card); border: 1px solid var(--edge); border-radius: 8px; padding: 8px 12px; min-width: 0; }
-.fact span { display: block; color: var(--soft); font-size: 12.5px; }
+.fact span { display: block; overflow-wrap: anywhere; color: var(--soft); font-size: 12.5px; }
 .fact b { font-size: 18px; overflow-wrap: anywhere; }
 .grid-of { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(300px, 100%), 1fr)); gap: 12px; }
 .card, .sample { background: var(--card); border: 1px solid var(--edge); border-radius: 8px; padding: 10px 12px;
   margin: 0; min-width: 0; }
-figcaption { display: flex; justify-content: space-between; gap: 12px; font-size: 14px; margin-bottom: 4px; }
+figcaption { display: flex; justify-content: space-between; gap: 12px; font-size: 14px; margin-bottom: 4px;
+  overflow-wrap: anywhere; }
+figcaption b { flex: none; }
 svg { display: block; width: 100%; height: auto; }
 svg text { font-size: 11px; fill: var(--soft); font-family: inherit; }
 .grid { stroke: var(--edge); } .raw, .line { fill: none; stroke-linejoin: round; }
@@ -55,7 +57,8 @@ svg text { font-size: 11px; fill: var(--soft); font-family: inherit; }
 .dot { fill: var(--accent); } .bad { stroke: var(--warn); stroke-width: 1.5; }
 .wave { height: 64px; } .wave path { fill: var(--accent); stroke: var(--accent); stroke-width: 1; }
 .gap { fill: var(--gap); }
-.scatter { max-width: 420px; margin: 0 auto; } .scatter circle { fill-opacity: .75; } .hue { fill: var(--soft); }
+.scatter { max-width: 420px; margin: 0 auto; } .scatter circle { fill-opacity: .75; }
+.hue { fill: var(--soft); background: var(--soft); }
 HUES
 .legend { display: flex; flex-wrap: wrap; gap: 4px 14px; font-size: 13px; margin: 8px 0; }
 .legend i { display: inline-block; width: 11px; height: 11px; border-radius: 50%; margin-right: 5px; }

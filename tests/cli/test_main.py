@@ -16,7 +16,9 @@ def run(*code):
     return subprocess.run([sys.executable, *code], capture_output=True, text=True, timeout=60, check=False)
 
 
-@pytest.mark.parametrize("args", [["--help"], ["plugins"], ["train", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "args", [["--help"], ["plugins"], ["train", "--help"], ["look", "--help"], ["report", "--help"], ["--version"]]
+)
 def test_help_and_lists_do_not_import_torch(args):
     code = f"""
 import sys
@@ -173,6 +175,7 @@ def test_completion(toys, monkeypatch, capsys):
         (["ssl", "check", "--backbone", "mix"], ["plain,mixer"]),
         (["ssl", "plugins", "numb"], ["plain,numbers"]),
         (["ssl", "train", "--from", "ru"], ["plain,runs/a-1", "plain,runs/a-2"]),
+        (["ssl", "report", "runs/a"], ["plain,runs/a-1", "plain,runs/a-2"]),
         (["ssl", "train", "--from", "runs/"], ["plain,runs/a-1", "plain,runs/a-2"]),
         (["ssl", "train", "--data", "ph"], ["file,ph"]),
     ]:
