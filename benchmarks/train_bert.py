@@ -79,7 +79,7 @@ class Contest:
         raw, ids = Signal(self.x), torch.arange(self.samples)
         hidden = self.ours.hide(raw, ids, Step(0, 1, seed))
         truth = hidden.truth.masked_fill(~hidden.valid, IGNORED)  # [B, M]
-        labels = torch.full_like(self.x, IGNORED).scatter(1, hidden.index, truth)  # [B, T]
+        labels = torch.full_like(self.x, IGNORED).scatter(1, hidden.places, truth)  # [B, T]
         return self.ours.score(raw, hidden), self.theirs(hidden.ids, labels=labels).loss
 
     def loss_of_ours(self, number: int) -> Tensor:

@@ -44,7 +44,7 @@ class Corrupted(NamedTuple):
     """Rows of which some tokens are to be predicted."""
 
     ids: Tensor  # [B, T] what is shown
-    index: Tensor  # [B, M] the places of the chosen tokens, in order
+    places: Tensor  # [B, M] where the chosen tokens are, in order
     valid: Tensor  # [B, M] which of them are any
     truth: Tensor  # [B, M] the ids that stood there
 

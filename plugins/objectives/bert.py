@@ -175,7 +175,7 @@ class Bert(Objective):
     def guess(self, raw: Signal, hidden: Corrupted) -> Tensor:
         """What the head makes of each chosen place, to be compared with the table: [B, M, D]."""
         tokens = self.encoder.stem(replace(raw, x=hidden.ids))  # [B, T, D]
-        context = self.encoder.backbone.at(tokens, hidden.index)  # [B, M, D]
+        context = self.encoder.backbone.at(tokens, hidden.places)  # [B, M, D]
         out: Tensor = self.norm(F.gelu(self.dense(context)))
         return out
 
@@ -186,8 +186,8 @@ class Bert(Objective):
         rows = {"hidden": hidden.ids}
         if guess:
             likely = (self.guess(raw, hidden) @ self.encoder.stem.embed.weight.T + self.bias).argmax(-1)  # [B, M]
-            rows["guess"] = hidden.ids.scatter(1, hidden.index, torch.where(hidden.valid, likely, hidden.truth))
-        places = torch.zeros_like(raw.real()).scatter(1, hidden.index, hidden.valid)  # [B, T]
+            rows["guess"] = hidden.ids.scatter(1, hidden.places, torch.where(hidden.valid, likely, hidden.truth))
+        places = torch.zeros_like(raw.real()).scatter(1, hidden.places, hidden.valid)  # [B, T]
         return {
             mark: [
                 marked(words, ids[real].tolist(), [mark * here for here in row[real].tolist()])

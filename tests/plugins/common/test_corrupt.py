@@ -137,5 +137,5 @@ def test_what_is_to_be_predicted_stands_side_by_side() -> None:
     hidden = corrupt(tokens, chosen, 20, MASK, VOCABULARY, stream(0, "replace", torch.tensor([0])))
     assert hidden.valid.sum() == chosen.sum() == 4 + 3 + 1
     assert torch.equal(hidden.truth[hidden.valid], tokens[chosen])
-    assert torch.equal(hidden.index[hidden.valid], chosen[0].nonzero()[:, 0])
+    assert torch.equal(hidden.places[hidden.valid], chosen[0].nonzero()[:, 0])
     assert torch.equal(hidden.ids[~chosen], tokens[~chosen])

@@ -85,7 +85,7 @@ def by_hand(objective: Bert, raw: Signal, hidden: Corrupted) -> Tensor:
         for number in range(1, int(raw.segments[b].max()) + 1):
             own = (raw.segments[b] == number).nonzero()[:, 0]
             context = objective.encoder(Signal(hidden.ids[b, own][None])).x[0]
-            for place in hidden.index[b][hidden.valid[b]].tolist():
+            for place in hidden.places[b][hidden.valid[b]].tolist():
                 if place in own:
                     h = F.gelu(objective.dense(context[place - own[0]]))
                     g = F.layer_norm(h, h.shape, objective.norm.weight, objective.norm.bias, 1e-12)
@@ -112,7 +112,7 @@ def test_special_tokens_are_never_hidden_and_what_is_not_chosen_is_shown() -> No
         batch = batch_of([3 * number, 3 * number + 1, 3 * number + 2])
         raw, hidden = batch["encoder"], objective.hide(batch["encoder"], batch["ids"], STEP)
         assert (hidden.truth[hidden.valid] > MASK).all()
-        chosen = torch.zeros_like(raw.real()).scatter(1, hidden.index, hidden.valid)
+        chosen = torch.zeros_like(raw.real()).scatter(1, hidden.places, hidden.valid)
         assert torch.equal(hidden.ids[~chosen], raw.x[~chosen])
         assert torch.equal(chosen.sum(1), torch.tensor([18 + 10, 28, 1 + 18 + 23]))
 
@@ -230,7 +230,7 @@ def test_people_see_what_is_hidden_and_guessed() -> None:
     assert list(shown) == ["hidden", "guess"]
     for caption, rows in shown.items():
         for b, row in enumerate(rows):
-            places = sorted(hidden.index[b][hidden.valid[b]].tolist())
+            places = sorted(hidden.places[b][hidden.valid[b]].tolist())
             at = [place for part, mark in row for place in [mark] * len(part)]
             assert [place for place, mark in enumerate(at) if mark] == places
             assert set(at) == {"", caption}
