@@ -13,7 +13,6 @@ import os
 import shutil
 import tempfile
 import time
-import weakref
 from array import array
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -56,16 +55,16 @@ class Corpus:
     """The ids of every usable document."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder: Path | None = folder
         self.facts = Facts(**json.loads((folder / FACTS).read_text("utf-8")))
-        self._open()
+        self._open(folder)
 
-    def _open(self) -> None:
-        self.sizes, self.numbers = np.load(self.folder / DOCUMENTS)  # [N] int64 each
+    def _open(self, folder: Path) -> None:
+        self.sizes, self.numbers = np.load(folder / DOCUMENTS)  # [N] int64 each
         self.ends = np.cumsum(self.sizes)
-        self.tokens: Ids = np.memmap(self.folder / TOKENS, self.facts.dtype, "r") if len(self) else np.zeros(0, "u2")
+        self.tokens: Ids = np.memmap(folder / TOKENS, self.facts.dtype, "r") if len(self) else np.zeros(0, "u2")
         if len(self.tokens) != self.facts.tokens or self.sizes.sum() != self.facts.tokens:
-            raise StateError(f"the tokens in {self.folder} are not whole; remove that folder, and it is made anew")
+            raise StateError(f"the tokens in {folder} are not whole; remove that folder, and it is made anew")
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -76,28 +75,35 @@ class Corpus:
         return self.tokens[end - int(self.sizes[document]) : end]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "facts": self.facts}
+        if self.folder:
+            return {"folder": self.folder, "facts": self.facts}
+        return {**self.__dict__, "tokens": np.array(self.tokens)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._open()
+        if self.folder:
+            self._open(self.folder)
 
 
 def open_corpus(source: Source, name: str, max_bytes: int, vocabulary: Vocabulary, folder: Path | None) -> Corpus:
-    """The field `name` of all samples as ids: kept in `folder`/tokens, or in a temporary folder until the process ends.
+    """The field `name` of all samples as ids, kept in `folder`/tokens; None keeps them on the disk without a name.
 
     All processes call this together; the first one tokenises.
     """
     wanted = Facts(xxhash.xxh3_128_hexdigest(vocabulary.json.encode()), len(source), max_bytes)
     own = "" if folder else tempfile.mkdtemp(prefix="selfsup-") if distributed.rank() == 0 else ""
     place = folder / "tokens" if folder else Path(distributed.alike(own)) / "tokens"
-    making = _made(place, wanted, source, name, vocabulary)
-    _while_others_wait(making)
-    for _ in _made(place, wanted, source, name, vocabulary):  # only where the first one's disk cannot be seen
-        pass
-    corpus = Corpus(place)
-    if own:
-        weakref.finalize(corpus, _remove, own, os.getpid())
+    try:
+        _while_others_wait(_made(place, wanted, source, name, vocabulary))
+        for _ in _made(place, wanted, source, name, vocabulary):  # only where the first one's disk cannot be seen
+            pass
+        corpus = Corpus(place)
+        distributed.barrier()  # every process has its maps, which stay when the folder goes
+    finally:
+        if folder is None:
+            shutil.rmtree(place.parent, ignore_errors=True)
+    if folder is None:
+        corpus.folder = None
     return corpus
 
 
@@ -208,8 +214,3 @@ def _texts(source: Source, name: str, facts: Facts, numbers: Any) -> Iterator[st
 def _flush(file: Any) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _remove(folder: str, process: int) -> None:
-    if os.getpid() == process:  # and not a data worker
-        shutil.rmtree(folder, ignore_errors=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import pickle
@@ -37,6 +36,11 @@ class Source:
 
     def name(self, index):
         return f"file {index}"
+
+
+class Missing(Source):
+    def __getitem__(self, index):
+        raise ConfigError("install it")
 
 
 def opened(source, folder=None, vocabulary=VOCABULARY, max_bytes=1000):
@@ -132,10 +136,6 @@ def test_one_that_was_interrupted_leaves_nothing(tmp_path):
 
 
 def test_what_no_other_sample_mends_is_raised(tmp_path):
-    class Missing(Source):
-        def __getitem__(self, index):
-            raise ConfigError("install it")
-
     with pytest.raises(ConfigError, match="install it"):
         opened(Missing(), tmp_path)
 
@@ -146,28 +146,24 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         opened(Source(), tmp_path / "file")
 
 
-def test_a_temporary_one_goes_with_it():
+def test_a_temporary_one_leaves_nothing_on_the_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(module.tempfile, "tempdir", str(tmp_path))
     corpus = opened(Source())
-    folder = corpus.folder.parent
-    copy = pickle.loads(pickle.dumps(corpus))
-    assert texts_of(copy) == texts_of(corpus)
-    del copy
-    gc.collect()
-    assert folder.exists(), "a copy, as a data worker has one, removes nothing"
+    assert os.listdir(tmp_path) == [], "however the process ends"
+    with pytest.raises(ConfigError):
+        opened(Missing())
+    assert os.listdir(tmp_path) == []
+    known = ["one two three", "four", "five six", "\x01"]
+    assert texts_of(corpus) == texts_of(pickle.loads(pickle.dumps(corpus))) == known
     if (child := os.fork()) == 0:
-        corpus = None
-        gc.collect()
-        os._exit(0)
-    os.waitpid(child, 0)
-    assert folder.exists(), "nor does a forked process"
-    del corpus
-    gc.collect()
-    assert not folder.exists()
+        os._exit(texts_of(corpus) != known)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_it_pickles_small():
-    corpus = opened(Source([f"document {i}" for i in range(3000)]))
+def test_it_pickles_small(tmp_path):
+    corpus = opened(Source([f"document {i}" for i in range(3000)]), tmp_path)
     assert len(pickle.dumps(corpus)) < 1000
+    assert texts_of(pickle.loads(pickle.dumps(corpus))) == texts_of(corpus)
 
 
 def test_many_ids_take_four_bytes():
@@ -190,6 +186,7 @@ class Team(threading.local):
 
 def as_processes(monkeypatch, work, count=3):
     team, said, barrier = Team(), [], threading.Barrier(count)
+    monkeypatch.setattr(distributed, "barrier", lambda: barrier.wait(20))
     heard = []
 
     def alike(text):
@@ -231,14 +228,10 @@ def test_the_first_process_makes_it_for_all(tmp_path, monkeypatch, own):
     assert [texts for _, texts in found] == [found[0][1]] * 3
     assert [source.read for source in sources] == [20, 0, 0]
     assert said.count("at it") > 2, "it gives signs of life"
-    assert len({corpus.folder for corpus, _ in found}) == 1
+    assert {corpus.folder for corpus, _ in found} == {tmp_path / "tokens" if own else None}
 
 
 def test_the_failure_of_the_first_process_reaches_all(tmp_path, monkeypatch):
-    class Missing(Source):
-        def __getitem__(self, index):
-            raise ConfigError("install it")
-
     found, _ = as_processes(monkeypatch, lambda: opened(Missing(), tmp_path))
     assert [str(error) for error in found] == ["install it"] * 3
 
