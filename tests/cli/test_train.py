@@ -143,7 +143,7 @@ def test_from_takes_the_weights_of_another_run(toys):
         ),
         (["train", "--plugin", "guess", "--set", "share=2"], "--set takes section.option=value"),
         (["train", "--plugin", "guess", "--device", "gpu"], "there is no device 'gpu'"),
-        (["train"], "name an objective with --plugin; known: guess"),
+        (["train"], "name an objective with --plugin; known: "),
         (["train", "guess"], "for the objective of that name: --plugin guess"),
         (["train", "goodd.toml"], "there is no run file 'goodd.toml'; did you mean 'good.toml'?"),
         (["train", "bad.toml"], "cannot be read as TOML"),
