@@ -45,7 +45,8 @@ def resolve(plugins: Plugins, *layers: Mapping[str, Any]) -> Settings:
         raise ConfigError(
             f"{asked['objective']['name']} has no preset {preset!r}; {nearest(preset, objective.presets)}"
         )
-    settings = merge(*(nest(objective.presets[name]) for name in dict.fromkeys(("base", preset))), asked)
+    recipe = merge(*(nest(objective.presets[name]) for name in dict.fromkeys(("base", preset))))
+    settings = merge(_renamed(plugins, recipe, asked), asked)
     out: Settings = {"preset": preset, "objective": _named("objective", objective, settings["objective"])}
     out["modality"] = _plugin(plugins, "modality", settings.get("modality", {}))
     out["backbone"] = _plugin(plugins, "backbone", settings.get("backbone", {}))
@@ -54,6 +55,14 @@ def resolve(plugins: Plugins, *layers: Mapping[str, Any]) -> Settings:
     for name in services:
         out[name] = check(name, plugins.load("services", name), settings.get(name, {}))
     return out
+
+
+def _renamed(plugins: Plugins, recipe: Settings, asked: Settings) -> Settings:
+    """The recipe for the modality asked for, where that is a kind of the recipe's own: code is text."""
+    own, other = (layer.get("modality", {}).get("name", NOTHING) for layer in (recipe, asked))
+    if NOTHING in (own, other) or not issubclass(*(plugins.load("modalities", name) for name in (other, own))):
+        return recipe
+    return {**recipe, "modality": {**recipe["modality"], "name": other}}
 
 
 def _named(section: str, factory: Any, options: Mapping[str, Any]) -> Settings:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from selfsup.kernel import compose, loop
+from selfsup.kernel import Modality, compose, loop
 from selfsup.kernel.config import read_toml, to_toml
 from selfsup.kernel.contracts import Raw
 from selfsup.kernel.errors import ConfigError, StateError
@@ -135,3 +135,13 @@ def test_a_folder_without_a_run_is_named_with_its_nearest(toys, tmp_path):
         compose.restore(tmp_path / "frist", toys())
     with pytest.raises(StateError, match="has no checkpoint that can be used"):
         compose.restore(tmp_path / "first", toys())
+
+
+def test_a_kind_of_the_modality_of_a_recipe_takes_over_what_it_says(toys, monkeypatch):
+    numbers = toys.toys["modalities"]["numbers"]
+    monkeypatch.setitem(toys.toys["objectives"]["hide"].presets["tiny"], "modality.width", 3)
+    monkeypatch.setitem(toys.toys["modalities"], "kind", type("Kind", (numbers,), {}))
+    monkeypatch.setitem(toys.toys["modalities"], "other", type("Other", (Modality,), {"__init__": numbers.__init__}))
+    for name, width in (("kind", 3), ("other", 4)):
+        settings = compose.resolve(toys(), HIDE, {"modality": {"name": name}})
+        assert settings["modality"] == {"name": name, "width": width}
