@@ -90,7 +90,14 @@ def probe(context: click.Context, /, **shared: Any) -> None:
 
 @evaluate.command()
 @click.argument("run", type=click.Path(path_type=Path), shell_complete=complete_runs)
-@_files("--data", "paths", "Texts; by default the run's own.")
+@click.option(
+    "--data",
+    "paths",
+    multiple=True,
+    metavar="PATH",
+    shell_complete=complete_files,
+    help="Texts; by default the run's own.",
+)
 @click.option("--column", help="Column of a table, or key of a tar, that holds the texts.")
 @click.option("--limit", type=click.IntRange(min=1), help="At most so many documents, the first ones.")
 @click.option(

@@ -12,6 +12,7 @@ from selfsup.testing import BackboneContract, ModalityContract, ObjectiveContrac
 # What a plugin's test class says beyond its name. A stranger's plugin is run as it comes.
 SAID: dict[tuple[str, str], dict[str, Any]] = {
     ("objectives", "bert"): {"options": {"modality.vocabulary": 512, "modality.length": 64, "backbone.depth": 2}},
+    ("objectives", "gpt"): {"options": {"modality.vocabulary": 512, "modality.length": 64, "backbone.depth": 2}},
     ("objectives", "wav2vec2"): {
         # The perplexity of the codebook is of the whole batch, not a mean over samples.
         "linear": {"objective.diversity": 0.0},

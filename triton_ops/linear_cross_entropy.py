@@ -66,10 +66,12 @@ def linear_cross_entropy(
     elif reduction != "sum":
         raise ContractError(f"there is no reduction {reduction!r}; choose mean, sum or none")
     wanted = [x is not None and x.requires_grad and torch.is_grad_enabled() for x in arrays[:3]]
+    total: Tensor
     if any(wanted):
-        total: Tensor = torch.ops.selfsup.linear_cross_entropy_sum(*arrays, scale, ignore_index, kind, wanted)[0]
+        total = torch.ops.selfsup.linear_cross_entropy_sum(*arrays, scale, ignore_index, kind, wanted)[0]
         return total
-    return torch.ops.selfsup.linear_cross_entropy(*arrays, ignore_index, kind) @ scale
+    total = torch.ops.selfsup.linear_cross_entropy(*arrays, ignore_index, kind) @ scale
+    return total
 
 
 def _check(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None) -> None:
@@ -102,8 +104,10 @@ def linear_cross_entropy_reference(
 
 
 def _chunks(rows: int, classes: int) -> list[slice]:
-    size = max(1, min(ROWS, LOGITS // classes))
-    return [slice(first, min(first + size, rows)) for first in range(0, rows, size)]
+    """Evenly sized, as products of few rows are slow."""
+    number = -(-rows // max(1, min(ROWS, LOGITS // classes)))
+    size = -(-rows // max(1, number))
+    return [slice(first, min(first + size, rows)) for first in range(0, rows, max(1, size))]
 
 
 def _kept(labels: Tensor, ignore_index: int) -> Tensor | None:

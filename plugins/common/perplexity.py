@@ -28,14 +28,13 @@ from torch import Tensor
 
 from selfsup.kernel import compose
 from selfsup.kernel.config import Settings, check
-from selfsup.kernel.contracts import Signal
+from selfsup.kernel.contracts import Sample, Signal
 from selfsup.kernel.discovery import Plugins
 from selfsup.kernel.errors import ContractError
-from selfsup.kernel.loader import Source
+from selfsup.kernel.loader import Part, Source
 from selfsup.kernel.precision import pick_device
 
 from .corpus import Corpus, left_out, open_corpus
-from .features import Subset
 from .token_rows import Frame
 
 
@@ -48,11 +47,11 @@ class Predicts(Protocol):
 
 
 class Window(NamedTuple):
-    """`count` units of a document from `start` on (see `token_rows`); the first `seen` are only looked at."""
+    """`size` units of a document from `start` on (see `token_rows`); the first `seen` are only looked at."""
 
     document: int
     start: int
-    count: int
+    size: int
     seen: int
 
 
@@ -142,7 +141,8 @@ def measure(plugins: Plugins, asked: Asked) -> Perplexity:
     rows = {"trained": judged(objective)}
     del objective
     rows["random"] = judged(compose.restore(asked.run, plugins, asked.device, initial=True)[0])
-    rows["uniform"] = Row.of(*(n * math.log(words.size) for n in (size.tokens, size.documents)), size)
+    uniform = math.log(words.size)
+    rows["uniform"] = Row.of(size.tokens * uniform, size.documents * uniform, size)
     return Perplexity(str(asked.run), step, modality.length, asked.stride, words.size, size, rows, notes)
 
 
@@ -158,7 +158,7 @@ def windows(units: np.ndarray[Any, Any], longest: int, stride: int | None) -> li
             start = max(0, until - longest) if stride else done
             found.append(Window(document, start, until - start, done - start))
             done = until
-    return sorted(found, key=lambda window: -window.count)
+    return sorted(found, key=lambda window: -window.size)
 
 
 def surprises(
@@ -178,22 +178,22 @@ def surprises(
 
 def _batch(some: Sequence[Window], corpus: Corpus, frame: Frame) -> tuple[Signal, Tensor, Tensor]:
     """Windows as rows, which predictions of each count, and which of these are of a document's end: [B, T] each."""
-    lengths = torch.tensor([window.count + 1 for window in some])
+    lengths = torch.tensor([window.size + 1 for window in some])
     places = torch.arange(int(lengths.max()))
     x = torch.full((len(some), len(places)), frame.end)
     for row, window in zip(x, some, strict=True):
-        ids = frame.piece(corpus.ids(window.document), window.start, window.count)
+        ids = frame.piece(corpus.ids(window.document), window.start, window.size)
         row[: len(ids)] = torch.from_numpy(ids)
     predicted = places < lengths[:, None] - 1  # [B, T], by the token before
     counted = predicted & (places >= torch.tensor([window.seen for window in some])[:, None])
-    final = torch.tensor([w.start + w.count == corpus.sizes[w.document] + 1 for w in some])
+    final = torch.tensor([w.start + w.size == corpus.sizes[w.document] + 1 for w in some])
     last = final[:, None] & (places == lengths[:, None] - 2)
     # Equally long rows need no segments, and attention without them is faster.
     segments = None if bool((lengths == len(places)).all()) else (places < lengths[:, None]).int()
     return Signal(x, segments), counted, last
 
 
-def _open(plugins: Plugins, settings: Settings, modality: Any, asked: Asked) -> Source | Subset:
+def _open(plugins: Plugins, settings: Settings, modality: Any, asked: Asked) -> Source:
     """The documents behind --data; by default, the run's own."""
     if not (hasattr(modality, "vocabulary") and hasattr(modality, "frame")):
         raise ContractError(f"the modality of this run, {modality.field}, is not made of documents of tokens")
@@ -207,7 +207,25 @@ def _open(plugins: Plugins, settings: Settings, modality: Any, asked: Asked) -> 
     )
     if asked.limit is None or asked.limit >= len(source):
         return source
-    return Subset(source, range(asked.limit))
+    return First(source, asked.limit)
+
+
+class First:
+    """The first samples of a source: a `Source`."""
+
+    def __init__(self, source: Source, count: int) -> None:
+        self.source, self.notes = source, source.notes
+        self.parts: Sequence[Part] = [Part(count, count)]
+
+    def __len__(self) -> int:
+        return self.parts[0].size
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.source[index]
+
+    def name(self, index: int) -> str:
+        """As the source calls it."""
+        return self.source.name(index)
 
 
 def _unknown(corpus: Corpus, unknown: int | None) -> Iterator[str]:

@@ -196,19 +196,17 @@ class GPT(Objective):
 
     def show(self, batch: Batch, step: Step, guess: bool = True) -> Mapping[str, Sequence[Shown]]:
         """The texts, and how the model would go on after the first half of the first one in each row."""
-        raw, words = batch["decoder"], self.decoder.modality.vocabulary
         shown = dict(super().show(batch, step))
         if guess:
-            shown["continued"] = []
-            for row in range(len(raw.x)):
-                ids = raw.x[row, raw.segments[row] == 1] if raw.segments is not None else raw.x[row]
-                prompt = ids[: max(1, min(len(ids) // 2, SHOWN))]
-                draws = step.draw("continue", batch["ids"][row : row + 1]).uniform(len(prompt))[0]
-                added = self.continued(prompt, draws)
-                shown["continued"].append(
-                    [(words.decode(prompt.tolist()), ""), (words.decode(added.tolist()), "guess")]
-                )
+            shown["continued"] = [self._prompted(batch, row, step) for row in range(len(batch["ids"]))]
         return shown
+
+    def _prompted(self, batch: Batch, row: int, step: Step) -> Shown:
+        raw, words = batch["decoder"], self.decoder.modality.vocabulary
+        ids = raw.x[row] if raw.segments is None else raw.x[row, raw.segments[row] == 1]
+        prompt = ids[: max(1, min(len(ids) // 2, SHOWN))]
+        added = self.continued(prompt, step.draw("continue", batch["ids"][row : row + 1]).uniform(len(prompt))[0])
+        return [(words.decode(prompt.tolist()), ""), (words.decode(added.tolist()), "guess")]
 
     def continued(self, prompt: Tensor, draws: Tensor) -> Tensor:
         """N tokens behind a prompt [P], drawn from the model's softmax by N uniform numbers: [N]."""

@@ -108,11 +108,11 @@ def test_the_runs_own_data_is_the_default_and_a_limit_takes_the_first(run: Path)
 @pytest.mark.parametrize("units", [[1], [7], [8], [22, 1, 7, 40]])
 def test_windows_predict_each_unit_once(stride: int | None, units: list[int]) -> None:
     found = windows(torch.tensor(units).numpy(), 7, stride)
-    predicted = sorted((w.document, w.start + i) for w in found for i in range(w.seen, w.count))
+    predicted = sorted((w.document, w.start + i) for w in found for i in range(w.seen, w.size))
     assert predicted == [(d, i) for d, n in enumerate(units) for i in range(n)]
-    assert all(w.count <= 7 for w in found)
+    assert all(w.size <= 7 for w in found)
     if stride:  # all but the first window are as long as they can be, and predict `stride` units at most
-        assert all(w.count == 7 and w.count - w.seen <= stride for w in found if w.start > 0)
+        assert all(w.size == 7 and w.size - w.seen <= stride for w in found if w.start > 0)
     else:
         assert not any(w.seen for w in found)
 
