@@ -31,11 +31,11 @@ KEPT = 2  # turns whose order is remembered: a batch may straddle two
 
 
 class Piece(NamedTuple):
-    """A part of a document: `count` units from `start` on."""
+    """A part of a document: so many units from `start` on."""
 
     document: int
     start: int
-    count: int
+    units: int
 
 
 class Layout:

@@ -134,7 +134,7 @@ class Packed:
             raise IndexError(f"row {index} of {len(self)}")
         part = int(np.searchsorted(self.ends, index, side="right"))
         within, first = int(index - self.ends[part] + self.layouts[part].rows), int(self.single.bounds[part])
-        return [(first + p.document, p.start, p.count) for p in self.layouts[part].row(turn, within)]
+        return [(first + p.document, p.start, p.units) for p in self.layouts[part].row(turn, within)]
 
 
 def _weighted(parts: Sequence[Part], sizes: Sequence[int]) -> list[Part]:

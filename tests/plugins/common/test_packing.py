@@ -27,8 +27,8 @@ def test_every_unit_of_every_document_stands_in_one_place(sizes, length, overhea
     for index in range(layout.rows):
         row = layout.row(turn, index)
         assert 1 <= len(row) <= pieces + 1  # head and tail of a long document count as one, and fill their row
-        assert sum(p.count + overhead for p in row) <= length
-        taken += sum(p.count + overhead for p in row)
+        assert sum(p.units + overhead for p in row) <= length
+        taken += sum(p.units + overhead for p in row)
         for document, start, count in row:
             assert count >= 1
             assert start >= 0
@@ -74,7 +74,7 @@ def test_neighbours_change_from_turn_to_turn_and_with_the_seed_alone():
 def test_a_long_document_is_cut_at_other_places_each_turn():
     length, size = 16, LONG * 16 * 10 + 5
     layout = Layout([size], length, 1, 4, seed=0)
-    heads = {p.count for turn in range(200) for row in rows_of(layout, turn) for p in row if p.start == 0}
+    heads = {p.units for turn in range(200) for row in rows_of(layout, turn) for p in row if p.start == 0}
     assert heads == set(range(1, length - 2))  # head and tail share a row of 14 units
     assert layout.rows == Layout([size], length, 1, 4, seed=9).rows
 
