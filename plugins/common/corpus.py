@@ -43,6 +43,7 @@ class Facts:
     tokenizer: str  # digest
     samples: int  # of the source
     max_bytes: int
+    source: str = ""  # digest of what the data says of itself: paths, counts, sizes
     dtype: str = "uint16"
     tokens: int = 0
     bytes: int = 0  # of the documents in UTF-8
@@ -90,7 +91,8 @@ def open_corpus(source: Source, name: str, max_bytes: int, vocabulary: Vocabular
 
     All processes call this together; the first one tokenises.
     """
-    wanted = Facts(xxhash.xxh3_128_hexdigest(vocabulary.json.encode()), len(source), max_bytes)
+    said = "\n".join(source.notes)
+    wanted = Facts(_digest(vocabulary.json), len(source), max_bytes, _digest(said))
     own = "" if folder else tempfile.mkdtemp(prefix="selfsup-") if distributed.rank() == 0 else ""
     place = folder / "tokens" if folder else Path(distributed.alike(own)) / "tokens"
     try:
@@ -169,7 +171,11 @@ def _made_from(place: Path) -> tuple[Any, ...] | None:
 
 
 def _key(facts: Facts) -> tuple[Any, ...]:
-    return facts.tokenizer, facts.samples, facts.max_bytes
+    return facts.tokenizer, facts.samples, facts.max_bytes, facts.source
+
+
+def _digest(text: str) -> str:
+    return xxhash.xxh3_128_hexdigest(text.encode())
 
 
 def _write(work: Path, facts: Facts, source: Source, name: str, vocabulary: Vocabulary) -> Iterator[None]:

@@ -97,7 +97,10 @@ def test_it_is_made_once(tmp_path):
 def test_it_is_made_anew_where_it_is_of_something_else(tmp_path):
     opened(Source(), tmp_path)
     other = train("characters", ["one two three four five six"], 300)
+    moved = Source()
+    moved.notes = ("8 rows, from elsewhere",)
     for source, options in (
+        (moved, {}),
         (Source(), {"vocabulary": other}),
         (Source([*TEXTS, "seven"]), {}),
         (Source(), {"max_bytes": 10}),
