@@ -41,7 +41,7 @@ Collator = Callable[[Sequence[Sample], Draw], Batch]
 
 Shown = Any
 """What people look at: a text, a list of (text, mark) pairs where mark is "", "hidden" or "guess", a picture
-uint8 [H, W, 3], or a curve float [N]; pictures and curves as NumPy arrays."""
+uint8 [H, W, 3], or a curve float [N], NaN where there is nothing; pictures and curves as NumPy arrays."""
 
 
 @dataclass(frozen=True)

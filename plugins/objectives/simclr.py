@@ -153,7 +153,7 @@ class SimCLR(Objective):
         nearest = (embeddings[:half] @ embeddings.T).fill_diagonal_(-torch.inf).argmax(1).tolist()  # [B]
         found = [views[i] for i in nearest]
         right = ["its partner" if i == row + half else "another sample's" for row, i in enumerate(nearest)]
-        return {**shown, "nearest of all views": found, "which is": right}
+        return {**shown, "nearest view": found, "which is": right}
 
 
 def nt_xent(first: Tensor, second: Tensor, ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -45,7 +45,7 @@ def test_looking_leaves_the_model_as_it_was(built):
     assert objective.training
     for name, tensor in objective.state_dict().items():
         assert torch.equal(tensor, before[name]), name
-    np.testing.assert_array_equal(first.shown["nearest of all views"], again.shown["nearest of all views"])
+    np.testing.assert_array_equal(first.shown["nearest view"], again.shown["nearest view"])
 
 
 def test_no_more_samples_than_there_are(built):

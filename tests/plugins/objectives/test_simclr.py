@@ -311,6 +311,6 @@ def test_people_see_both_views_and_the_nearest_of_all():
     for row in range(6):
         cosines = torch.cat([a, b]) @ a[row]
         cosines[row] = -2
-        np.testing.assert_array_equal(shown["nearest of all views"][row], views[int(cosines.argmax())])
+        np.testing.assert_array_equal(shown["nearest view"][row], views[int(cosines.argmax())])
         assert (shown["which is"][row] == "its partner") == (int(cosines.argmax()) == row + 6)
     assert list(objective.show(batch, STEP, guess=False)) == list(shown)[:3]
