@@ -68,7 +68,8 @@ HUES
 .seen { display: flex; flex-wrap: wrap; gap: 12px; }
 .seen figure { margin: 0; min-width: 0; max-width: 100%; } .seen .wide { flex: 1 1 300px; }
 .seen figcaption { font-size: 12.5px; color: var(--soft); }
-.narrow .seen { display: grid; grid-template-columns: repeat(auto-fill, minmax(88px, 1fr)); }
+.narrow .seen { display: grid; grid-template-columns: repeat(auto-fit, minmax(88px, 1fr)); }
+.narrow figure { display: flex; flex-direction: column; } .narrow .seen figcaption { flex: 1; }
 .seen img { display: block; width: 100%; max-width: 224px; height: auto; border-radius: 4px; }
 .pixels { image-rendering: pixelated; }
 .text { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; max-width: none; }
