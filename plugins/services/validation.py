@@ -8,6 +8,8 @@ What is hidden and cropped is the same in every measurement: a sample's draws ar
 (turn 0), and only what follows a schedule moves on with the run. Training is as without it, bit for bit. The loss does
 not depend on the batch; a metric that is no mean over predictions, such as a perplexity, does a little.
 
+A run that is asked to stop leaves out the measurement at hand: a scheduler does not wait for it.
+
 A sample that cannot be read is named once, counted and left out. With several processes each scores its share; where
 the set does not divide by them, the last samples go to some of them, while the others score one that does not count.
 
@@ -119,16 +121,23 @@ class Validation:
                 backbone.step = step
             while (sums := self._score(run, step)) is None:
                 self._leave_out(run)
+        if not sums:
+            return
         shared = distributed.total(torch.stack(list(sums.values()))).tolist()
         if distributed.rank() == 0:
             means = {name: value / max(shared[0], 1e-12) for name, value in zip(sums, shared, strict=True)}
             run.measure({f"validation/{name}": value for name, value in means.items() if name})
 
     def _score(self, run: Run, step: Step) -> dict[str, Tensor] | None:
-        """This process's sums by name, "" being that of the weights; None where a sample turned out to be bad."""
+        """This process's sums by name, "" being that of the weights; None where a sample turned out to be bad.
+
+        Empty where the run was asked to stop meanwhile, which does not wait for a measurement.
+        """
         sums: dict[str, Tensor] = {}
         whole = True
         for batch, bad, counts in self._batches(run):
+            if distributed.anyone(run.reason is not None):
+                return {}
             self.bad |= bad
             whole = whole and not distributed.anyone(batch is None)
             if not whole or batch is None:

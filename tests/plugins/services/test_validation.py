@@ -129,6 +129,25 @@ def test_a_run_that_was_interrupted_has_measured_what_an_uninterrupted_one_has(s
     assert [row["step"] for row in ours if "measured" in row] == [-1, 1, 3, 5, 7]
 
 
+def test_a_run_that_is_asked_to_stop_does_not_wait_for_a_measurement(start, tmp_path):
+    run = start(tmp_path, validation__data=HELD, validation__every=2, train__steps=8)
+    run.plugins.register(Ask(4), "ask")
+    assert loop.train(run) == "SIGTERM"
+    assert [row["step"] for row in lines(tmp_path) if "measured" in row] == [1]
+
+
+class Ask:
+    """What a signal does."""
+
+    def __init__(self, at):
+        self.at = at
+
+    @hookimpl(tryfirst=True)
+    def step_finished(self, run):
+        if run.done == self.at:
+            run.stop("SIGTERM")
+
+
 class Stop:
     """An interruption that saves nothing."""
 
