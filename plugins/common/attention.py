@@ -49,7 +49,7 @@ def self_mask(tokens: Signal, causal: bool, bias: Tensor | None = None) -> Tenso
     the softmax is empty.
     """
     may: Tensor | None = None
-    if tokens.segments is not None:
+    if tokens.segments is not None and not undivided(tokens.segments):
         may = tokens.segments[:, None, :, None] == tokens.segments[:, None, None, :]  # [B, 1, T, T]
     if causal and (may is not None or bias is not None):
         length = tokens.x.shape[1]
@@ -58,6 +58,11 @@ def self_mask(tokens: Signal, causal: bool, bias: Tensor | None = None) -> Tenso
     if bias is None:
         return may
     return bias if may is None else bias.masked_fill(~may, -torch.inf)
+
+
+def undivided(segments: Tensor) -> bool:
+    """Whether each row of segments [B, T] is one sequence, as far as can be known without waiting for a device."""
+    return segments.device.type == "cpu" and bool((segments == segments[:, :1]).all())
 
 
 def cross_mask(tokens: Signal, context: Signal) -> Tensor | None:

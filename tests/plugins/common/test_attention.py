@@ -36,6 +36,10 @@ def test_nothing_is_masked_where_nothing_needs_to_be() -> None:
     assert self_mask(Signal(x), causal=False) is None
     assert self_mask(Signal(x), causal=True) is None
     assert cross_mask(Signal(x, torch.ones(2, 3).long()), Signal(x)) is None
+    whole, packed = torch.tensor([[1, 1, 1], [2, 2, 2]]), torch.tensor([[1, 1, 1], [1, 1, 2]])
+    assert self_mask(Signal(x, whole), causal=True) is None
+    assert self_mask(Signal(x, packed), causal=True).shape == (2, 1, 3, 3)
+    assert self_mask(Signal(x.to("meta"), whole.to("meta")), causal=True).shape == (2, 1, 3, 3)  # nobody can look
 
 
 def test_bias_and_mask_come_together() -> None:
