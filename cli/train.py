@@ -142,6 +142,7 @@ def _train(
 def closing(run: Run, report: dict[str, Any]) -> list[str]:
     """What was done, where it is, and what to do next."""
     from selfsup.kernel import state
+    from selfsup.plugins.common.perplexity import Predicts
     from selfsup.plugins.services.console import clock
 
     folder, saved = report["run"], next(iter(state.folders(Path(report["run"]) / "checkpoints")), None)
@@ -154,9 +155,11 @@ def closing(run: Run, report: dict[str, Any]) -> list[str]:
     if run.first == run.done:
         return [f"this run was done before: {run.done} of {run.total} steps; for more, add --steps N to --resume"]
     figures = f"{run.done - run.first:,} steps in {clock(report['seconds'])}, loss {report['loss']}"
-    data = " --data LABELLED" if run.config.get("data", {}).get("paths") else ""
+    judge, data = ("perplexity", "HELD-OUT") if isinstance(run.objective, Predicts) else ("knn", "LABELLED")
+    named = f" --data {data}" if run.config.get("data", {}).get("paths") else ""
     return [
         f"{'done':<10}{figures}, {report['samples_per_second']:,} samples/s",
         f"{'saved':<10}{saved or 'no checkpoint: the service `checkpoints` is disabled'}",
-        f"{'next':<10}ssl eval knn {folder}{data}",
+        f"{'next':<10}ssl eval {judge} {folder}{named}",
+        f"{'':<10}ssl report {folder}",
     ]
