@@ -15,17 +15,23 @@ TARGETS = [("cuda", 80, 32), ("cuda", 90, 32), ("cuda", 100, 32), ("hip", "gfx94
 
 @pytest.fixture(params=TARGETS, ids=lambda target: f"{target[0]}-{target[1]}")
 def compile_ahead(request: pytest.FixtureRequest) -> Callable[..., Any]:
-    """compile_ahead(kernel, {"x_ptr": "*fp32", ...}, BLOCK=128) -> the compiled kernel, for each target."""
+    """compile_ahead(kernel, {"x_ptr": "*fp32", ...}, BLOCK=128) -> the compiled kernel, for each target.
+
+    What the kernel does not take, such as num_warps, is an option of the compiler. Pointers are as aligned as torch's.
+    """
     triton = pytest.importorskip("triton", reason="Triton has no build for this platform")
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     def compile(kernel: Any, signature: Mapping[str, str], **constants: Any) -> Any:
+        options = {k: constants.pop(k) for k in set(constants) - set(kernel.arg_names)}
         whole = {**signature, **dict.fromkeys(constants, "constexpr")}
         order = {name: whole[name] for name in kernel.arg_names}
-        source = ASTSource(kernel, order, {(kernel.arg_names.index(k),): v for k, v in constants.items()})
-        return triton.compile(source, target=GPUTarget(*request.param))
+        aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(order) if order[name].startswith("*")}
+        source = ASTSource(kernel, order, {(kernel.arg_names.index(k),): v for k, v in constants.items()}, aligned)
+        return triton.compile(source, target=GPUTarget(*request.param), options=options)
 
+    compile.backend = request.param[0]
     return compile
 
 

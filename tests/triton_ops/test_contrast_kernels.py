@@ -1,0 +1,67 @@
+"""The kernels of contrastive losses: interpreted, they do what test_contrast.py asks; and they compile for GPUs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from selfsup.triton_ops import contrast_kernels as kernels
+
+KINDS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def test_the_kernels_interpreted_are_no_worse_than_torch():
+    source = Path(__file__).with_name("test_contrast.py")
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, str(source)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def compiled(compile_ahead, kernel, kind, options, **flags):
+    pointers = {name: "*fp32" for name in kernel.arg_names if name.endswith("_ptr")}
+    pointers |= {"x_ptr": f"*{kind}", "y_ptr": f"*{kind}", "row_ids_ptr": "*i64", "key_ids_ptr": "*i64"}
+    return compile_ahead(kernel, pointers | {"N": "i32", "M": "i32"}, PRECISION="ieee", **options, **flags)
+
+
+@pytest.mark.parametrize(
+    ("kind", "width", "sigmoid"), [("bf16", 1024, False), ("fp16", 128, False), ("fp32", 48, True)]
+)
+def test_the_kernels_compile_for_gpus_that_are_not_here(monkeypatch, compile_ahead, spilled, kind, width, sigmoid):
+    monkeypatch.setattr(torch.version, "hip", "7" if compile_ahead.backend == "hip" else None)
+    flags, sides = {"D": width, "KIN": not sigmoid, "SIGMOID": sigmoid}, {"ROWS": True, "KEYS": not sigmoid}
+    for kernel, options, more in (
+        (kernels._sums_kernel, kernels._sums_options(KINDS[kind], width), {}),
+        (kernels._gradient_kernel, kernels._gradient_options(KINDS[kind], width), sides),
+    ):
+        done = compiled(compile_ahead, kernel, kind, options, **flags, **more)
+        room = 65_536 if compile_ahead.backend == "hip" else 101_376  # bytes, that a block may have on any of them
+        assert done.metadata.shared <= room
+        assert spilled(done) == 0
+
+
+def test_keys_are_divided_only_where_rows_are_too_few_to_fill_a_gpu():
+    assert kernels._divided(blocks=512, keys=65_536, size=64) == 1
+    assert kernels._divided(blocks=4, keys=65_536, size=64) == 66
+    assert kernels._divided(blocks=1, keys=100, size=64) == 1
+
+
+@pytest.mark.parametrize(("setting", "precision"), [("highest", "ieee"), ("high", "tf32")])
+def test_products_of_float32_are_as_exact_as_torchs_own(monkeypatch, setting, precision):
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: setting)
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert kernels._precision(torch.float32) == precision
+    assert kernels._precision(torch.bfloat16) == "ieee"
+
+
+def test_vectors_of_any_width_are_aligned():
+    x = torch.randn(5, 33)
+    wide = kernels._aligned(x)
+    assert (wide.shape, wide.is_contiguous()) == ((5, 48), True)
+    assert torch.equal(wide[:, :33], x)
+    assert not wide[:, 33:].any()
+    assert kernels._aligned(wide) is wide
