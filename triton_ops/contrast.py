@@ -273,7 +273,7 @@ def gradients_in_tiles(
             d_bias += g.sum()
     d_scale = (d_x.flatten() @ x.flatten()) / (2 if twice else 1) if wanted[2] else x.new_empty(0)
     d_x = d_x if wanted[0] else x.new_empty(0)
-    return (d_x * scale).to(kind), (d_y * scale).to(kind), d_scale, d_bias
+    return d_x.mul_(scale).to(kind), d_y.mul_(scale).to(kind), d_scale, d_bias
 
 
 @torch.library.custom_op("selfsup::contrast", mutates_args=())

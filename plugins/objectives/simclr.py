@@ -33,6 +33,7 @@ from selfsup.kernel.contracts import Batch, Loss, Objective, Shown, Signal, Step
 from selfsup.kernel.distributed import gather
 from selfsup.kernel.errors import ConfigError
 from selfsup.plugins.common.heads import ProjectionHead
+from selfsup.triton_ops.contrast import contrast
 
 
 class SimCLR(Objective):
@@ -162,15 +163,11 @@ def nt_xent(first: Tensor, second: Tensor, ids: Tensor, temperature: float) -> t
     `first` and `second` are unit vectors [B, Z], `ids` [B] names their samples: what one process needs
     to find its own views among all. A sample that is in the batch twice is no negative of itself.
     """
-    rows = torch.cat([first, second])  # [2B, Z]
-    keys = gather(torch.stack([first, second], 1)).flatten(0, 1)  # [2G, Z], the views of a sample side by side
-    own = ids.repeat(2)[:, None] == gather(ids).repeat_interleave(2)[None]  # [2B, 2G]
-    negatives = (rows @ keys.T / temperature).masked_fill(own, -torch.inf)  # [2B, 2G]
-    positive = (first * second).sum(-1).repeat(2) / temperature  # [2B]
-    logits = torch.cat([positive[:, None], negatives], 1)  # [2B, 1 + 2G]
-    loss = (logits.logsumexp(1) - positive).mean()
-    accuracy = (positive >= negatives.detach().amax(1)).float().mean()
-    return loss, accuracy
+    rows, partners = torch.cat([first, second]), torch.cat([second, first])  # [2B, Z] each
+    row_ids = ids.repeat(2)
+    keys, key_ids = gather(rows), gather(row_ids)  # [2G, Z], [2G]
+    losses, nearest = contrast(rows, partners, keys, row_ids, key_ids, temperature=temperature)
+    return losses.mean(), nearest.float().mean()
 
 
 def stacked(first: Signal, second: Signal) -> Signal:
