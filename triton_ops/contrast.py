@@ -16,7 +16,8 @@ and where the keys are the rows, x_i has both at once, from one product: scale s
 r_i = sum_j log(1 + exp(s_ij + bias)), G_ij = a_i sigmoid(s_ij + bias) and d bias = sum_ij G_ij.
 
 Shapes: N rows, M keys, D width. Products are in the type of the vectors, or of autocast; sums are in float32, in
-float64 for float64 vectors. On a CPU one tile of similarities is there at a time; see contrast_kernels.py for a GPU.
+float64 for float64 vectors. On a CPU, and in float64, one tile of similarities is there at a time; see
+contrast_kernels.py for a GPU.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from selfsup.kernel.errors import ContractError
 
 from ._launch import can_launch
 
-TILE = (512, 2048)  # rows and keys whose similarities are there at once on a CPU: 4 MB, that its cache may hold
+TILE = (512, 1024)  # rows and keys whose similarities are there at once on a CPU: 2 MB, that its cache may hold
 LOG2 = math.log(2)  # exp2 is four times as fast as exp there, and a hundred times where the result is denormal
 
 
@@ -289,7 +290,8 @@ def _sums(
     if can_launch(x) and x.dtype != torch.float64:
         from .contrast_kernels import sums
 
-        return sums(x, y, scale, bias, row_ids, key_ids, columns)
+        with torch.cuda.device_of(x):
+            return sums(x, y, scale, bias, row_ids, key_ids, columns)
     with torch.autocast(x.device.type, enabled=False):
         return sums_in_tiles(x, y, scale, bias, row_ids, key_ids, columns)
 
@@ -313,7 +315,8 @@ def _gradients(
     if can_launch(x) and x.dtype != torch.float64:
         from .contrast_kernels import gradients
 
-        return gradients(x, y, scale, bias, row_ids, key_ids, r, t, a, c, u, b, wanted)
+        with torch.cuda.device_of(x):
+            return gradients(x, y, scale, bias, row_ids, key_ids, r, t, a, c, u, b, wanted)
     with torch.autocast(x.device.type, enabled=False):
         return gradients_in_tiles(x, y, scale, bias, row_ids, key_ids, r, t, a, c, u, b, wanted)
 

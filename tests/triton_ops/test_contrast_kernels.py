@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from selfsup.triton_ops import contrast_kernels as kernels
+from selfsup.triton_ops.contrast import contrast
 
 KINDS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -42,6 +44,34 @@ def test_the_kernels_compile_for_gpus_that_are_not_here(monkeypatch, compile_ahe
         room = 65_536 if compile_ahead.backend == "hip" else 101_376  # bytes, that a block may have on any of them
         assert done.metadata.shared <= room
         assert spilled(done) == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("rows", "keys", "width"), [(1, 1, 3), (257, 1023, 65), (129, 20_000, 128), (2048, 2048, 1024)]
+)
+def test_the_kernels_on_a_gpu_give_what_tiles_give_and_never_wait(kind, rows, keys, width):
+    g = torch.Generator().manual_seed(0)
+    x, partners, y = (
+        F.normalize(torch.randn(n, width, generator=g), dim=-1).to(KINDS[kind]) for n in (rows, rows, keys)
+    )
+    ids = torch.arange(rows), torch.arange(keys) + rows // 2
+
+    def values(device):
+        arrays = [z.to(device).requires_grad_() for z in (x, partners, y)]
+        torch.cuda.set_sync_debug_mode("error" if device == "cuda" else "default")
+        losses, _ = contrast(*arrays, *(i.to(device, non_blocking=True) for i in ids), temperature=0.05)
+        grads = torch.autograd.grad(losses.mean(), arrays)
+        torch.cuda.set_sync_debug_mode("default")
+        return [z.detach().cpu().float() for z in (losses, *grads)]
+
+    first, again, tiles = values("cuda"), values("cuda"), values("cpu")
+    # The kernels round each similarity's gradient to the type of the vectors before it enters a product.
+    bound = 8 * torch.finfo(KINDS[kind]).eps if kind != "fp32" else 1e-5
+    for a, b, c in zip(first, again, tiles, strict=True):
+        assert torch.equal(a, b)
+        assert (a - c).norm() <= bound * c.norm() + 1e-12
 
 
 def test_keys_are_divided_only_where_rows_are_too_few_to_fill_a_gpu():
