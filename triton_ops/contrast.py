@@ -290,7 +290,7 @@ def _sums(
     if can_launch(x) and x.dtype != torch.float64:
         from .contrast_kernels import sums
 
-        with torch.cuda.device_of(x):
+        with torch.cuda.device(x.get_device()):
             return sums(x, y, scale, bias, row_ids, key_ids, columns)
     with torch.autocast(x.device.type, enabled=False):
         return sums_in_tiles(x, y, scale, bias, row_ids, key_ids, columns)
@@ -315,7 +315,7 @@ def _gradients(
     if can_launch(x) and x.dtype != torch.float64:
         from .contrast_kernels import gradients
 
-        with torch.cuda.device_of(x):
+        with torch.cuda.device(x.get_device()):
             return gradients(x, y, scale, bias, row_ids, key_ids, r, t, a, c, u, b, wanted)
     with torch.autocast(x.device.type, enabled=False):
         return gradients_in_tiles(x, y, scale, bias, row_ids, key_ids, r, t, a, c, u, b, wanted)
