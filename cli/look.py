@@ -69,10 +69,11 @@ def _see(plugins: Plugins, asked: Asked, samples: int) -> tuple[str, Seen]:
     kinds = compose.modalities(plugins, settings)
     source = open_data(plugins, settings, kinds)
     objective = compose.build(plugins, settings, kinds).to(pick_device(settings["train"]["device"]))
-    for note in source.notes:
-        click.echo(f"{'data':<10}{note}")
     first = Step(0, settings["train"]["steps"] or 1, settings["train"]["seed"])
-    return settings["objective"]["name"], see(settings, objective, source, first, samples, guess=False)
+    seen = see(settings, objective, source, first, samples, guess=False)
+    for note in seen.notes:
+        click.echo(f"{'data':<10}{note}")
+    return settings["objective"]["name"], seen
 
 
 def _write(name: str, seen: Seen, out: Path, texts: bool) -> None:

@@ -23,6 +23,7 @@ class Seen:
 
     names: Sequence[str]
     shown: Mapping[str, Sequence[Shown]]
+    notes: Sequence[str] = ()  # on the data they were taken from
 
     def of(self, place: int) -> dict[str, Shown]:
         """One sample, by caption."""
@@ -65,7 +66,7 @@ def see(
     for caption, values in shown.items():
         if len(values) != len(names):
             raise ContractError(f"the objective shows {len(values)} times {caption!r} for {len(names)} samples")
-    return Seen(names, shown)
+    return Seen(names, shown, rows.notes)
 
 
 def modalities_of(objective: Objective) -> dict[str, Modality]:

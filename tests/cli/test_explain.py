@@ -45,3 +45,21 @@ def test_people_see_a_table(toys):
     assert "2 of " in out
     assert "settings differ from the paper's" in out
     assert "all as in the paper" in toys("explain", "--plugin", "guess", "--preset", "base")[0]
+
+
+def test_texts_count_by_the_rows_of_training(ssl):
+    """Two texts of 400 characters are 26 rows of 32 tokens, where a token is a character: 13 steps of two epochs."""
+    Path("d").mkdir()
+    for n in range(2):
+        Path(f"d/{n}.txt").write_text("abcdefgh" * 50)
+    tiny = ("--preset", "tiny", "--set", "modality.tokenizer=characters", "--set", "modality.length=32")
+    out, _ = ssl("explain", "--plugin", "gpt", "--data", "d", *tiny, "--batch", 4, "--epochs", 2, "--json")
+    facts = json.loads(out)
+    rows = {row["option"]: row["run"] for row in facts["settings"]}
+    assert (facts["samples"], rows["steps"], rows["epochs"]) == (26, 13, 2.0)
+
+
+def test_names_of_options_are_whole_however_narrow_the_terminal(ssl, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    out, _ = ssl("explain", "--plugin", "mae")
+    assert "  decoder.backbone.activation_dropout " in out

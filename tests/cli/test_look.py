@@ -46,6 +46,15 @@ def test_texts_go_to_a_file_if_asked(marks):
     assert Path("deep/sheet.txt").read_text().count("kind: seen [hidden][/red]\n") == 2
 
 
+def test_texts_that_cannot_be_used_are_named(ssl):
+    Path("d").mkdir()
+    Path("d/good.txt").write_text("abcdefgh" * 50)
+    Path("d/bad.txt").write_bytes(b"caf\xe9")
+    tiny = ("--preset", "tiny", "--set", "modality.tokenizer=characters")
+    out, _ = ssl("look", "--plugin", "gpt", "--data", "d", "--samples", 1, *tiny)
+    assert "1 sample left out: d/bad.txt: invalid UTF-8" in out
+
+
 def test_pictures_are_one_sheet(ssl):
     out, _ = ssl("look", "--plugin", "simclr", "--samples", 4)
     assert "look-simclr.png: 4 samples; sample, one view, its partner" in out
