@@ -90,7 +90,8 @@ def check(section: str, factory: Callable[..., Any], options: Mapping[str, Any])
     except pydantic.ValidationError as cause:
         first = cause.errors()[0]
         name = f"{section}.{first['loc'][0]}"
-        raise ConfigError(f"{name} = {first['input']!r}: {first['msg'].lower()}") from None
+        said = first["msg"].lower().replace("tuple", "list").replace("valid list", "list in brackets, as in [1, 2]")
+        raise ConfigError(f"{name} = {first['input']!r}: {said}") from None
 
 
 def _may_be_none(model: type[pydantic.BaseModel], option: str) -> bool:

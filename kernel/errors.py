@@ -48,8 +48,14 @@ class DivergedError(SelfsupError):
     """The loss or a gradient is not finite."""
 
 
-def nearest(asked: str, known: Iterable[str]) -> str:
-    """Say what exists: the nearest match if there is one, otherwise all of it."""
+def nearest(asked: str, known: Iterable[str], most: int = 20) -> str:
+    """Say what exists: the nearest match if there is one, otherwise all of it, or of a crowd the first `most`."""
     known = sorted(known)
     near = get_close_matches(asked, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known) or 'none'}"
+    listed = ", ".join(known[:most]) + (f" and {len(known) - most:,} more" if len(known) > most else "")
+    return f"did you mean {near[0]!r}?" if near else f"known: {listed or 'none'}"
+
+
+def allow_bad(bad: int, of: int) -> str:
+    """The option that lets so many samples out of all be unusable."""
+    return f"--set data.max_bad={min(1.0, -(-100 * bad // of) / 100):g}"

@@ -20,7 +20,7 @@ from . import distributed, state
 from .config import Settings
 from .contracts import Batch, Loss, Objective, Step
 from .discovery import Plugins
-from .errors import DataError, StateError
+from .errors import DataError, StateError, allow_bad
 from .loader import Loader, to_device
 from .precision import autocast
 from .random import key_of
@@ -239,7 +239,7 @@ def whole(x: Tensor) -> Tensor:
 
 
 def note_bad(run: Run, parts: list[Batch]) -> None:
-    """Count the samples that could not be used; past the limit, stop with the list."""
+    """Count the samples that could not be used; past the limit, stop with the list: there may be as many to come."""
     for part in parts:
         run.skipped.update(part["bad"])
     share = run.config.get("data", {}).get("max_bad", 0.01)
@@ -248,7 +248,7 @@ def note_bad(run: Run, parts: list[Batch]) -> None:
         listed = "\n".join(f"  {run.source.name(i)}: {why}" for i, why in list(run.skipped.items())[:20])
         raise DataError(
             f"{len(run.skipped)} of {len(run.source)} samples cannot be used, more than data.max_bad = {share:g} "
-            f"allows; remove them, or allow more, as in --set data.max_bad=0.1:\n{listed}"
+            f"allows; remove them, or allow more, as in {allow_bad(2 * len(run.skipped), len(run.source))}:\n{listed}"
         )
 
 

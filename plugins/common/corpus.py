@@ -23,7 +23,7 @@ import numpy as np
 import xxhash
 
 from selfsup.kernel import distributed
-from selfsup.kernel.errors import BadSample, DataError, SelfsupError, StateError
+from selfsup.kernel.errors import BadSample, DataError, SelfsupError, StateError, allow_bad
 from selfsup.kernel.loader import Source
 
 from .plain_text import Empty, text_of
@@ -116,13 +116,14 @@ def left_out(corpus: Corpus, source: Source, max_bad: float) -> list[str]:
     if facts.bad > max(1.0, max_bad * facts.samples) or not len(corpus):
         listed = "\n".join(f"  {line}" for line in named[:20])
         empty = f" ({facts.empty:,} are empty)" if facts.empty else ""
+        more = f", or allow more, as in {allow_bad(facts.bad, facts.samples)}" if len(corpus) else ""
         raise DataError(
             f"{facts.bad:,} of {facts.samples:,} samples cannot be used{empty}, more than data.max_bad = {max_bad:g} "
-            f"allows; remove them, or allow more, as in --set data.max_bad=0.1:\n{listed}"
+            f"allows; remove them{more}:\n{listed}"
         )
-    notes = [f"{facts.empty:,} samples without text left out"] if facts.empty else []
-    more = "; …" if facts.bad > SHOWN else ""
-    return notes + ([f"{facts.bad:,} samples left out: {'; '.join(named[:SHOWN])}{more}"] if facts.bad else [])
+    notes = [f"{facts.empty:,} sample{'s' * (facts.empty > 1)} without text left out"] if facts.empty else []
+    count, more = f"{facts.bad:,} sample{'s' * (facts.bad > 1)}", "; …" if facts.bad > SHOWN else ""
+    return notes + ([f"{count} left out: {'; '.join(named[:SHOWN])}{more}"] if facts.bad else [])
 
 
 def _while_others_wait(making: Iterator[None]) -> None:

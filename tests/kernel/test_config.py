@@ -64,6 +64,7 @@ def test_check_fills_in_the_defaults():
         ({"needed": True, "depth": 101}, r"objective\.depth = 101: input should be less than or equal to 100"),
         ({"needed": True, "depth": 1.5}, r"objective\.depth = 1\.5: .*integer"),
         ({"needed": True, "kind": "c"}, r"objective\.kind = 'c': input should be 'a' or 'b'"),
+        ({"needed": True, "sizes": 1}, r"objective\.sizes = 1: input should be a list in brackets, as in \[1, 2\]"),
         ({}, r"objective\.needed = .*: field required"),
     ],
 )
