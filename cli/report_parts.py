@@ -117,7 +117,8 @@ def _skipped(log: History) -> list[Raw]:
         return [say("Every sample that was read could be used.")]
     lines = [f"{name}: {why}" for name, why in reasons.items()] if isinstance(reasons, Mapping) else []
     more = "" if len(lines) >= count else f", the first {len(lines)} of them here"
-    return [say(f"{count:,.0f} samples could not be used and were skipped{more}:", "warn"), listed(lines)]
+    (one, was) = ("sample", "was") if count == 1 else ("samples", "were")
+    return [say(f"{count:,.0f} {one} could not be used and {was} skipped{more}:", "warn"), listed(lines)]
 
 
 def speed(log: History) -> Raw:

@@ -211,7 +211,8 @@ def open_task(plugins: Plugins, settings: Settings, modality: Modality, asked: L
     names = getattr(source, "classes", None) or [str(label) for label in range(int(labels.max(initial=-1)) + 1)]
     known = _known(labels, names, where)
     if len(known) < len(labels):
-        notes.append(f"{len(labels) - len(known):,} samples without a label left out")
+        count = len(labels) - len(known)
+        notes.append(f"{count:,} sample{'s' * (count > 1)} without a label left out")
     first = sum(part.size for part in source.parts[: len(source.parts) - len(asked.tests)])
     bank, query = (_choose(part, asked.limit, seed) for part in (known[known < first], known[known >= first]))
     if not asked.tests:

@@ -95,7 +95,7 @@ class Packed:
         self.parts: Sequence[Part] = _weighted(single.documents.parts, rows)
         length = self.layouts[0].length
         cut = int((single.corpus.sizes > length - 2).sum())
-        over = f"; {cut:,} documents are longer and cut" if cut else ""
+        over = f"; {cut:,} {'documents are' if cut > 1 else 'document is'} longer and cut" if cut else ""
         count = f"{len(self):,} rows of {length:,} tokens, {100 * self.used:.1f} % of them in use{over}"
         self.notes: Sequence[str] = [*single.notes, count]
 

@@ -44,9 +44,13 @@ def open_file(path: str) -> Vocabulary:
     file = Path(path).expanduser()
     file = file / "tokenizer.json" if file.is_dir() else file
     if not file.is_file():
+        if (file.parent / "tokenizer" / file.name).is_file():
+            raise ConfigError(
+                f"modality.tokenizer = {path!r} is a run; its tokenizer is {str(file.parent / 'tokenizer')!r}"
+            )
         beside = [entry.name for entry in file.parent.glob("*.json")] if file.parent.is_dir() else []
-        found = f"; {file.parent} holds {', '.join(sorted(beside)[:5])}" if beside else ""
-        raise ConfigError(f"modality.tokenizer = {path!r} is no file, and no kind: {nearest(path, KINDS)}{found}")
+        found = f" (the folder {str(file.parent)!r} holds {', '.join(sorted(beside)[:5])})" if beside else ""
+        raise ConfigError(f"modality.tokenizer = {path!r} is no file{found}, and no kind: {nearest(path, KINDS)}")
     try:
         return Vocabulary(file.read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as cause:

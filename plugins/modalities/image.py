@@ -84,12 +84,13 @@ class Image(Modality):
 
     def _check(self) -> None:
         """What ranges of single options cannot say."""
+        count = f"does not have channels = {self.channels} values; change it as well, or --set modality.{{}}=none"
         wrong = {
             f"channels = {self.channels}: it is 3 (RGB) or 1 (grey)": self.channels == 2,
             f"patch = {self.patch} does not divide size = {self.size}": self.size % self.patch > 0,
             f"canvas = {self.canvas} is smaller than size = {self.size}": self.canvas < self.size,
-            f"mean = {self.mean} does not have channels = {self.channels} values": _misfit(self.mean, self.channels),
-            f"std = {self.std} does not have channels = {self.channels} values": _misfit(self.std, self.channels),
+            f"mean = {self.mean} {count.format('mean')}": _misfit(self.mean, self.channels),
+            f"std = {self.std} {count.format('std')}": _misfit(self.std, self.channels),
             f"std = {self.std}: each is greater than 0": min(self.std or (1.0,)) <= 0,
             f"jitter = {self.jitter}: each strength is at least 0": min(self.jitter) < 0,
             f"blur_sigma = {self.blur_sigma}: least, then largest, and both greater than 0": not (

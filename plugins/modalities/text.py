@@ -96,18 +96,21 @@ class Text(Modality):
         """Texts of an even choice of the documents, up to `SAMPLE` characters."""
         order = shuffled(np.arange(len(source)), len(source), 0, "vocabulary")
         texts: list[str] = []
-        left = SAMPLE
+        left, reason = SAMPLE, ""
         for index in order.tolist():
             try:
                 text = text_of(source, index, self.field, self.max_bytes)[:left]
-            except BadSample:
+            except BadSample as cause:
+                reason = f": {cause}"
                 continue  # `rows` counts and names it
             texts.append(text)
             left -= len(text)
             if left <= 0:
                 break
         if not texts:
-            raise DataError(f"there is no text to learn a tokenizer from in the {len(source):,} documents of the data")
+            raise DataError(
+                f"there is no text to learn a tokenizer from in the {len(source):,} documents of the data{reason}"
+            )
         return texts
 
     def _take(self, vocabulary: Vocabulary) -> None:
@@ -161,9 +164,9 @@ class Text(Modality):
 
     def _counted(self, corpus: Corpus) -> list[str]:
         facts, size = corpus.facts, self.vocabulary.size
-        per_token = facts.bytes / max(1, facts.tokens)
+        per_token, documents = facts.bytes / max(1, facts.tokens), f"{len(corpus):,} document{'s' * (len(corpus) != 1)}"
         return [
-            f"{len(corpus):,} documents of {facts.tokens:,} tokens, {per_token:.2f} bytes each "
+            f"{documents} of {facts.tokens:,} tokens, {per_token:.2f} bytes each "
             f"({self.tokenizer}, {size:,} different ones)"
         ]
 

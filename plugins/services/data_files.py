@@ -97,7 +97,7 @@ def open_files(where: str, root: str, files: Sequence[str], modalities: Fields, 
     )
     total = sum(os.path.getsize(kept[i]) for i in used)
     classes = f" in {count_classes(out.labels)} {_origin(options)}" if out.labels else ""
-    what = " with ".join(f"{name} files" for name in modalities)
+    what = " with ".join(f"{name} file{'s' * (len(out) != 1)}" for name in modalities)
     out.notes.append(f"{len(out):,} {what}{classes}, {megabytes(total)}, from {where}")
     out.notes.extend(left_out(reasons))
     return out

@@ -196,7 +196,7 @@ def _column(where: str, table: Any, name: str, modality: Modality, asked: str | 
     known = list(table.column_names)
     if asked is not None:
         if asked not in known:
-            raise DataError(f"{where!r} has no column {asked!r}; {nearest(asked, known)}")
+            raise DataError(f"{where!r} has no column {asked!r}; {_nearest(asked, known)}")
         return asked
     usual = (name, *USUAL.get(name, ()), *(s.lstrip(".") for s in modality.suffixes), *ANYWHERE)
     lower = {column.lower(): column for column in reversed(known)}
@@ -204,9 +204,15 @@ def _column(where: str, table: Any, name: str, modality: Modality, asked: str | 
     if found is None:
         raise DataError(
             f"no column of {where!r} is known to hold {name}: it has {', '.join(known)}; "
-            f"name one with --set data.column=NAME"
+            f"name one with --set data.column=NAME, or for ssl eval with --column NAME"
         )
     return found
+
+
+def _nearest(asked: str, known: Sequence[str]) -> str:
+    """What was probably meant, beside everything there is: columns are few, and a near name may mean another thing."""
+    hint = nearest(asked, known)
+    return f"{hint} It has {', '.join(known)}" if hint.endswith("?") else hint
 
 
 def _holds_paths(table: Any, column: str, modality: Modality, files: Sequence[str]) -> bool:
@@ -261,7 +267,7 @@ def _labels(where: str, table: Any, data: str, options: Options) -> tuple[Names 
     if column is None:
         return None, ""
     if column not in known:
-        raise DataError(f"{where!r} has no column {column!r} for labels; {nearest(column, known)}")
+        raise DataError(f"{where!r} has no column {column!r} for labels; {_nearest(column, known)}")
     kind = table.features[column]
     if hasattr(kind, "int2str"):  # a datasets.ClassLabel, -1 where there is none
         return [None if v is None or v < 0 else kind.int2str(v) for v in table[column]], f"column {column!r}"

@@ -133,7 +133,7 @@ def test_bad_documents_are_named(run: Path, tmp_path: Path) -> None:
     assert found.size.documents == 3
     notes = "\n".join(found.notes)
     assert "broken.txt: invalid UTF-8 at byte 2" in notes
-    assert "1 samples left out" in notes
+    assert "1 sample left out" in notes
     for number in range(3):
         (tmp_path / f"{number}.txt").write_bytes(b"\xff")
     with pytest.raises(DataError, match=r"0\.txt: invalid UTF-8"):

@@ -179,7 +179,7 @@ def test_names_and_notes():
     assert any("and 1 more" in rows.name(i) for i in range(len(rows)))
     assert rows.notes[0] == "two sets"
     assert rows.notes[1].startswith(f"{len(rows)} rows of 32 tokens, ")
-    assert rows.notes[1].endswith("% of them in use; 1 documents are longer and cut")
+    assert rows.notes[1].endswith("% of them in use; 1 document is longer and cut")
     single = rows.single
     assert [single.name(i) for i in range(4)] == [f"file {i}" for i in (1, 2, 3, 4)]
     assert VOCABULARY.decode(single[3]["text"]) == single.documents.texts[4]

@@ -100,8 +100,12 @@ def test_what_is_no_vocabulary_says_so(tmp_path):
     (tmp_path / "token.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"'bqe' is no file, and no kind: did you mean 'bpe'\?"):
         open_file("bqe")
-    with pytest.raises(ConfigError, match=r"is no file, .*known: bpe, bytes, .* holds token.json"):
+    with pytest.raises(ConfigError, match=r"is no file \(the folder .* holds token.json\), .*known: bpe, bytes, "):
         open_file(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"is a run; its tokenizer is '.*/tokenizer'$"):
+        open_file(str(tmp_path))
     with pytest.raises(ConfigError, match=r"token\.json': this is no tokenizer.json"):
         open_file(str(tmp_path / "token.json"))
     (tmp_path / "binary").write_bytes(b"\xff\x00")

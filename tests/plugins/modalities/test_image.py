@@ -276,7 +276,10 @@ def test_stem_refuses_what_is_no_view(x: torch.Tensor) -> None:
         ({"size": 100}, "patch = 16 does not divide size = 100"),
         ({"canvas": 200}, "canvas = 200 is smaller than size = 224"),
         ({"channels": 2}, "channels = 2: it is 3 .RGB. or 1 .grey."),
-        ({"mean": (0.5,)}, "mean = .* does not have channels = 3 values"),
+        (
+            {"mean": (0.5,)},
+            "mean = .* does not have channels = 3 values; .*, or --set modality.mean=none",
+        ),
         ({"std": (0.5, 0.0, 0.5)}, "std = .*: each is greater than 0"),
         ({"jitter": (0.8, -0.1, 0.8, 0.2)}, "jitter = .*: each strength is at least 0"),
         ({"blur_sigma": (2.0, 0.1)}, "blur_sigma = .*: least, then largest"),

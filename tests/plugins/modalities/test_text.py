@@ -161,8 +161,8 @@ def test_notes_say_what_there_is():
     assert notes[0] == "some texts"
     assert notes[1] == f"4 documents of {sum(map(len, WORDS))} tokens, 1.00 bytes each (bytes, 259 different ones)"
     assert notes[2:4] == [
-        "1 samples without text left out",
-        "1 samples left out: file 5: invalid UTF-8 at byte 0 (0xff)",
+        "1 sample without text left out",
+        "1 sample left out: file 5: invalid UTF-8 at byte 0 (0xff)",
     ]
     assert "rows of 32 tokens, " in notes[4]
     with pytest.raises(DataError, match=r"2 of 3 samples cannot be used, more than data\.max_bad = 0\.01"):
@@ -221,8 +221,9 @@ def test_bad_documents_are_no_reason_not_to_learn():
     text = Text(tokenizer="characters")
     text.learn(Source([b"\xff", "", "abc"]))
     assert text.vocabulary.size == 4 + 3
-    with pytest.raises(DataError, match="there is no text to learn a tokenizer from in the 2 documents"):
-        Text().learn(Source(["", b"\xff"]))
+    said = "there is no text to learn a tokenizer from in the 2 documents of the data: invalid UTF-8"
+    with pytest.raises(DataError, match=said):
+        Text().learn(Source([b"\xff", b"\xff"]))
 
 
 def test_a_tokenizer_from_a_file(tmp_path):

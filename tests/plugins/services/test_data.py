@@ -68,7 +68,7 @@ def test_what_is_left_out_is_said(tmp_path):
     fill(tmp_path, "c.png", "d.png", text="")
     (tmp_path / "gone.png").symlink_to("nowhere.png")
     assert opened(tmp_path).notes == [
-        f"1 image files, 5 bytes, from {tmp_path}",
+        f"1 image file, 5 bytes, from {tmp_path}",
         "5 files left out: 2 empty (c.png, d.png), 1 broken links (gone.png), 2 of another kind (.txt)",
     ]
 
