@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+import typing
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 from rich import box
@@ -122,12 +124,21 @@ def _describe(field: FieldInfo) -> tuple[str, str, str]:
     """(type, default, range) of an option, as people write them."""
     from selfsup.kernel.config import to_toml_value
 
-    kind = field.annotation
-    text = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
     limits = (f"{signs[k]} {getattr(m, k)}" for m in field.metadata for k in signs if hasattr(m, k))
     default = "required" if field.is_required() else to_toml_value(field.default)
-    return text, default, ", ".join(limits)
+    return _written(field.annotation), default, ", ".join(limits)
+
+
+def _written(kind: Any) -> str:
+    """A type, without what is annotated to its members."""
+    members = typing.get_args(kind)
+    if typing.get_origin(kind) is Annotated:
+        return _written(members[0])
+    if typing.get_origin(kind) in (typing.Union, UnionType):
+        return " | ".join(_written(member) for member in members)
+    name = kind.__name__ if isinstance(kind, type) and not members else str(kind).replace("typing.", "")
+    return name.replace("NoneType", "None")
 
 
 def _print_facts(fact: dict[str, Any]) -> None:

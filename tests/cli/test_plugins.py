@@ -55,6 +55,8 @@ def test_options_are_described_as_people_write_them():
         temperature: Annotated[float, about("of the softmax", gt=0)] = 0.1,
         depth: Annotated[int, about("blocks", ge=1, le=100)] = 12,
         kind: Annotated[Literal["a", "b"], about("which")] = "a",
+        workers: Annotated[Annotated[int, about("how many", ge=0)] | Literal["auto"], about("processes")] = "auto",
+        means: Annotated[tuple[float, ...] | None, about("of each channel")] = None,
         needed: Annotated[bool, about("has no default")],
     ):
         pass
@@ -64,6 +66,8 @@ def test_options_are_described_as_people_write_them():
         ("temperature", "float", "0.1", "> 0"),
         ("depth", "int", "12", ">= 1, <= 100"),
         ("kind", "Literal['a', 'b']", '"a"', ""),
+        ("workers", "int | Literal['auto']", '"auto"', ""),
+        ("means", "tuple[float, ...] | None", '"none"', ""),
         ("needed", "bool", "required", ""),
     ]
 
