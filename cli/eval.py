@@ -127,8 +127,9 @@ def _print_perplexity(result: Perplexity) -> None:
     size, stride = result.size, f", stride {result.stride:,}" if result.stride else ""
     console.print(Text(f"\nperplexity: {result.run}, step {result.step:,}", "bold"))
     console.print(
-        f"{size.documents:,} documents of {size.tokens:,} tokens and {size.bytes:,} bytes, each token once, "
-        f"from at most {result.length - 1:,} before it{stride}; {result.vocabulary:,} different tokens\n"
+        f"{size.documents:,} document{'s' * (size.documents != 1)} of {size.tokens:,} tokens and {size.bytes:,} bytes, "
+        f"each token once, from at most {result.length - 1:,} before it{stride}; "
+        f"{result.vocabulary:,} different tokens\n"
     )
     grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in ("", "nats a token", "with ends", "perplexity", "bits per byte"):

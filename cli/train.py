@@ -58,7 +58,8 @@ def train(
     ssl train RUN.toml --set train.batch=512       from a run file
     ssl train --resume --out runs/simclr-...       go on
 
-    Ctrl-C and SIGTERM end the run after the step at hand and save it.
+    Ctrl-C and SIGTERM end the run after the step at hand and save it; a second
+    Ctrl-C ends it at once, and what came after the newest checkpoint is lost.
     """
     if resume and weights_from:
         raise click.UsageError("--resume goes on with a run and --from begins one; give one of them", context)
@@ -136,7 +137,14 @@ def _train(
         raise
     if distributed.rank() == 0:
         write_facts(run, folder, weights_from)
-    return run, loop.train(run), outcome
+    try:
+        return run, loop.train(run), outcome
+    except KeyboardInterrupt:
+        if distributed.rank() == 0 and (kept := state.folders(folder / "checkpoints")):
+            at = f"after {run.done} of {run.total} steps"
+            click.echo(f"ended at once {at}; the newest checkpoint is {kept[0]}", err=True)
+            click.echo(f"{'go on':<10}ssl train --resume --out {folder}", err=True)
+        raise
 
 
 def closing(run: Run, report: dict[str, Any]) -> list[str]:

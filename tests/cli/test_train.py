@@ -278,6 +278,19 @@ def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(toys, number)
     assert [(row["step"], row["loss"]) for row in lines("r")] == [(row["step"], row["loss"]) for row in lines("whole")]
 
 
+def test_a_second_ctrl_c_says_what_is_kept(toys):
+    slow = ("--set", "objective.pause=2", "--set", "checkpoints.steps=1")
+    process = toys.start(*TRAIN, "--steps", 60, *slow, "--out", "r")
+    _until(process, lambda: Path("r/checkpoints/step-00000001").exists())
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)  # two at once would be one
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "ended at once after 1 of 60 steps; the newest checkpoint is r/checkpoints/step-00000001" in err
+    assert "ssl train --resume --out r\n" in err
+
+
 def test_ctrl_c_outside_of_a_run_exits_with_130(toys):
     slow = "'''Slow.'''\nimport time\nopen('here', 'w').close()\ntime.sleep(60)\n"
     toys.distribution("slow", "[selfsup.objectives]\nslow = slow:Slow\n", slow=slow)

@@ -134,10 +134,17 @@ def test_bad_documents_are_named(run: Path, tmp_path: Path) -> None:
     notes = "\n".join(found.notes)
     assert "broken.txt: invalid UTF-8 at byte 2" in notes
     assert "1 sample left out" in notes
+    assert "no --data" not in notes
     for number in range(3):
         (tmp_path / f"{number}.txt").write_bytes(b"\xff")
     with pytest.raises(DataError, match=r"0\.txt: invalid UTF-8"):
         measure(Plugins(), Asked(run=run, paths=[str(tmp_path)]))
+
+
+def test_texts_of_the_run_are_said_to_be_its_own(run: Path) -> None:
+    assert measure(Plugins(), Asked(run=run)).notes == [
+        "no --data: these are the run's own texts, which it was trained on"
+    ]
 
 
 def test_what_a_tokenizer_cannot_spell_is_said(tmp_path: Path, texts: Path) -> None:
