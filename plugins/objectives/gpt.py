@@ -196,7 +196,7 @@ class GPT(Objective):
 
     def show(self, batch: Batch, step: Step, guess: bool = True) -> Mapping[str, Sequence[Shown]]:
         """The texts, and how the model would go on after the first half of the first one in each row."""
-        shown = dict(super().show(batch, step))
+        shown: dict[str, Sequence[Shown]] = {"text": self.decoder.modality.show(batch["decoder"])}
         if guess:
             shown["continued"] = [self._prompted(batch, row, step) for row in range(len(batch["ids"]))]
         return shown

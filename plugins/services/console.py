@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
     from selfsup.kernel.loop import Report, Run
 
+LARGE = 10_000_000  # parameters; a step of a paper's batch with more takes a CPU minutes, and gigabytes
+    10_000_000  # parameters from which a step of a paper's batch takes a CPU minutes, and more memory than most have
+)
 NAMED = 5  # bad samples that are shown one by one; the rest are counted
 
 
@@ -169,6 +172,9 @@ def opening(run: Run) -> list[tuple[str, str]]:
     lines += [("optimizer", str(describe(run.batch)))] if describe else []
     lines += [("device", f"{run.device}{several}, {precision}")]
     lines += [("folder", str(run.folder))] if run.folder else []
+    if run.device.type == "cpu" and trained >= LARGE:
+        ask = f"{million(trained)} parameters and {run.batch:,} samples a step ask much time and memory of a CPU"
+        lines += [("note", f"{ask}; --preset tiny is small, --batch N takes fewer")]
     return lines + [("note", note) for note in run.notes]
 
 

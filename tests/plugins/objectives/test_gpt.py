@@ -255,7 +255,7 @@ def test_people_see_how_the_model_goes_on() -> None:
     assert (prompt, mark, guess) == (Letters().decode(a[:6].tolist()), "", "guess")
     assert len(added) == 6
     assert [len(part) for part, _ in shown["continued"][1]] == [3, 3]
-    assert list(objective.show(batch, STEP, guess=False)) == ["decoder"]
+    assert list(objective.show(batch, STEP, guess=False)) == ["text"]
 
 
 def test_a_continuation_is_drawn_from_the_softmax() -> None:
