@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from selfsup.kernel.loop import Report, Run
 
 LARGE = 10_000_000  # parameters; a step of a paper's batch with more takes a CPU minutes, and gigabytes
-    10_000_000  # parameters from which a step of a paper's batch takes a CPU minutes, and more memory than most have
-)
 NAMED = 5  # bad samples that are shown one by one; the rest are counted
 
 
