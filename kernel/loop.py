@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping
@@ -284,6 +285,8 @@ def listening(run: Run) -> Iterator[None]:
         if run.reason and number == signal.SIGINT:
             raise KeyboardInterrupt
         run.stop(signal.Signals(number).name)
+        if number == signal.SIGINT and distributed.rank() == 0:  # a print may be under way, which no other may enter
+            os.write(2, b"\nstopping after this step; Ctrl-C again ends it at once, and saves nothing\n")
 
     numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
     before = {number: signal.signal(number, heard) for number in numbers}

@@ -155,8 +155,7 @@ class Bert(Objective):
         raw = batch["encoder"]
         hidden = self.hide(raw, batch["ids"], step)
         total = self.score(raw, hidden)
-        number = hidden.valid.sum()
-        return Loss(total, {"hidden": number / raw.real().sum().clamp(min=1)}, weight=number)
+        return Loss(total, {"perplexity": total.detach().exp()}, weight=hidden.valid.sum())
 
     def hide(self, raw: Signal, ids: Tensor, step: Step) -> Corrupted:
         """The rows as the encoder sees them, and what is to be predicted."""

@@ -237,13 +237,14 @@ def test_a_step_that_is_not_finite_changes_nothing(toys):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_run_after_the_step_at_hand(toys, number):
+def test_a_signal_ends_the_run_after_the_step_at_hand(toys, number, capfd):
     listener = Listener(4, lambda run: os.kill(os.getpid(), number))
     handler = signal.getsignal(number)
     run = start(toys, listener=listener)
     assert loop.train(run) == number.name
     assert run.done == 4
     assert signal.getsignal(number) == handler
+    assert ("stopping after this step" in capfd.readouterr().err) == (number == signal.SIGINT)
 
 
 def test_a_second_interrupt_ends_it_at_once(toys):
