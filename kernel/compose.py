@@ -228,8 +228,7 @@ def _newest(folder: Path, notes: list[str]) -> Kept | None:
     found, damaged = state.newest(folder / "checkpoints")
     if found is None and damaged:
         raise StateError(f"no checkpoint below {folder} can be used, and none was changed; {'; '.join(damaged)}")
-    fresh = f"there is no checkpoint below {folder} yet; the run starts from its beginning"
-    notes += [*damaged, f"going on from {found}" if found else fresh]
+    notes += damaged if found else [f"there is no checkpoint below {folder} yet; the run starts from its beginning"]
     return state.load(found) if found else None
 
 
