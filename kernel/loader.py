@@ -22,6 +22,7 @@ from .contracts import Batch, Collator, Modality, Sample, Signal
 from .errors import BadSample, ConfigError, DataError, SelfsupError
 from .random import shuffled, stream, tag, untag
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 GRACE = 10.0  # seconds that a data worker lives on after a SIGTERM
 TRIES = 100  # how many samples in a row may be unusable before the data is
 
@@ -170,19 +171,20 @@ class Loader:
 
     def steps(self, first: int, total: int, pin: bool = False) -> Generator[list[Batch], None, None]:
         """The microbatches of each step from `first` up to `total`, made ahead by workers."""
-        batches = iter(
-            DataLoader(
-                Caught(self.reader),
-                sampler=(places for step in range(first, total) for places in self.places(step)),
-                batch_size=None,
-                collate_fn=torch.nn.Identity(),  # it is a batch already
-                num_workers=self.workers,
-                worker_init_fn=worker_started,
-                generator=torch.Generator(),  # or DataLoader would draw from the global one
-                timeout=self.timeout if self.workers else 0,
-                pin_memory=pin,
-            )
+        loader = DataLoader(
+            Caught(self.reader),
+            sampler=(places for step in range(first, total) for places in self.places(step)),
+            batch_size=None,
+            collate_fn=torch.nn.Identity(),  # it is a batch already
+            num_workers=self.workers,
+            worker_init_fn=worker_started,
+            generator=torch.Generator(),  # or DataLoader would draw from the global one
+            timeout=self.timeout if self.workers else 0,
+            pin_memory=pin,
         )
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until the workers know what to do with them
+        batches = iter(loader)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         try:
             for step in range(first, total):
                 parts = [next(batches) for _ in self.places(step)]
@@ -212,6 +214,7 @@ def worker_started(_: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.setitimer(signal.ITIMER_REAL, GRACE))  # then SIGALRM ends it
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import threading
 import time
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 from selfsup.kernel import Part, compose, loader
 from selfsup.kernel.errors import ConfigError, DataError
-from selfsup.kernel.loader import Order
+from selfsup.kernel.loader import Order, worker_started
 from selfsup.kernel.random import untag
 
 
@@ -65,6 +66,21 @@ def test_any_number_of_workers_makes_the_same_batches(toys, workers):
     for ours, theirs in zip(alone, shared, strict=True):
         torch.testing.assert_close(ours[0]["ids"], theirs[0]["ids"], rtol=0, atol=0)
         torch.testing.assert_close(ours[0]["encoder"].x, theirs[0]["encoder"].x, rtol=0, atol=0)
+
+
+def test_a_sigterm_while_a_worker_starts_does_not_end_it(toys, monkeypatch):
+    def slow(number):
+        time.sleep(1)
+        worker_started(number)
+
+    monkeypatch.setattr("selfsup.kernel.loader.worker_started", slow)
+    steps = start(toys, data__workers=1).loader.steps(0, 1)
+    signalled = []
+    timer = threading.Timer(0.5, lambda: [signalled.append(c.terminate()) for c in multiprocessing.active_children()])
+    timer.start()
+    assert len(next(steps)) == 1
+    steps.close()
+    assert signalled
 
 
 def test_a_worker_outlives_a_sigterm_by_some_seconds_only(monkeypatch):
