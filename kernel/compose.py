@@ -185,12 +185,11 @@ def start(
         raise ConfigError("no service builds an optimizer: the service `optimizer` is disabled")
     run.notes += notes
     plugins.hook.run_composed(run=run)
-    if resume and folder:
-        if kept:
-            _resume(run, kept)
-        steps = distributed.gather(torch.tensor([run.first])).tolist()
-        if len(set(steps)) > 1:
-            raise StateError(f"the processes found checkpoints of steps {steps} below {folder}, which all must share")
+    if kept:
+        _resume(run, kept)
+    steps = distributed.gather(torch.tensor([run.first])).tolist()
+    if len(set(steps)) > 1:
+        raise StateError(f"the processes found checkpoints of steps {steps} below {folder}, which all must share")
     if run.first == 0:
         batches = (to_device(batch, device) for batch in loader.whole(total))
         with torch.no_grad():

@@ -271,9 +271,9 @@ class Tower(nn.Module):
         self.stem, self.backbone, self.width = stem, backbone, backbone.width
         self.modality: Any = modality
 
-    def forward(self, raw: Signal, *, causal: bool = False, context: Signal | None = None) -> Signal:
+    def forward(self, raw: Signal, *, context: Signal | None = None) -> Signal:
         """Raw (or, for a decoder, tokens) -> [B, T', D]."""
-        tokens: Signal = self.backbone(self.stem(raw), causal=causal or self.causal, context=context)
+        tokens: Signal = self.backbone(self.stem(raw), causal=self.causal, context=context)
         return tokens
 
     def view(self, raw: Signal, extent: tuple[float, float], draw: Stream, strength: float = 1.0) -> Signal:

@@ -8,7 +8,7 @@ and any number of workers, processes and microbatches sees the same samples with
 from __future__ import annotations
 
 import signal
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
@@ -171,20 +171,8 @@ class Loader:
 
     def steps(self, first: int, total: int, pin: bool = False) -> Generator[list[Batch], None, None]:
         """The microbatches of each step from `first` up to `total`, made ahead by workers."""
-        loader = DataLoader(
-            Caught(self.reader),
-            sampler=(places for step in range(first, total) for places in self.places(step)),
-            batch_size=None,
-            collate_fn=torch.nn.Identity(),  # it is a batch already
-            num_workers=self.workers,
-            worker_init_fn=worker_started,
-            generator=torch.Generator(),  # or DataLoader would draw from the global one
-            timeout=self.timeout if self.workers else 0,
-            pin_memory=pin,
-        )
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until the workers know what to do with them
-        batches = iter(loader)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        places = (places for step in range(first, total) for places in self.places(step))
+        batches = made_ahead(_Caught(self.reader), places, self.workers, self.timeout, pin)
         try:
             for step in range(first, total):
                 parts = [next(batches) for _ in self.places(step)]
@@ -195,7 +183,7 @@ class Loader:
             del batches  # ends the workers now, though the traceback of an error may keep this frame alive
 
 
-class Caught(Dataset[Any]):
+class _Caught(Dataset[Any]):
     """The reader in a worker: it hands an error over; raised there, it would arrive with a traceback for a message."""
 
     def __init__(self, reader: Reader) -> None:
@@ -206,6 +194,27 @@ class Caught(Dataset[Any]):
             return self.reader[places]
         except SelfsupError as cause:
             return cause
+
+
+def made_ahead(
+    dataset: Dataset[Any], sampler: Iterable[Any], workers: int, timeout: float = 0, pin: bool = False
+) -> Iterator[Any]:
+    """dataset[places] for each places of the sampler, in order, made by workers: whole batches."""
+    loader = DataLoader(
+        dataset,
+        sampler=sampler,
+        batch_size=None,
+        collate_fn=torch.nn.Identity(),  # it is a batch already
+        num_workers=workers,
+        worker_init_fn=worker_started,
+        generator=torch.Generator(),  # or DataLoader would draw from the global one
+        timeout=timeout if workers else 0,
+        pin_memory=pin,
+    )
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until the workers know what to do with them
+    batches = iter(loader)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return batches
 
 
 def worker_started(_: int) -> None:

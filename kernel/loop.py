@@ -111,13 +111,8 @@ class Run:
         if distributed.rank() == 0:  # the others got nothing
             moments = {f"{name}:{key}": t for name, own in optimizer["state"].items() for key, t in own.items()}
             tensors = {"model": model, "optimizer": moments}
-            learned = {tower: dict(kind.files()) for tower, kind in self.loader.reader.modalities.items()}
-            facts = {
-                "settings": self.config,
-                "optimizer": optimizer["param_groups"],
-                "skipped": self.skipped,
-                "modality": learned,
-            }
+            facts = {"settings": self.config, "optimizer": optimizer["param_groups"], "skipped": self.skipped}
+            facts["modality"] = {tower: dict(kind.files()) for tower, kind in self.loader.reader.modalities.items()}
             try:
                 written = state.save(self.folder / "checkpoints", self.done, tensors, facts)
             except StateError as cause:

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from selfsup.kernel.contracts import Backbone, Modality, Sample, Signal
 from selfsup.kernel.errors import BadSample, ConfigError, ContractError, DataError
-from selfsup.kernel.loader import Source, worker_started
+from selfsup.kernel.loader import Source, made_ahead
 
 
 class Features(NamedTuple):
@@ -65,15 +65,7 @@ def features(
     """
     mode, kind = tower.training, torch.device(device).type
     batches = [range(i, min(i + batch, len(source))) for i in range(0, len(source), batch)]
-    decoded = DataLoader(
-        _Decoded(source, modality),
-        sampler=batches,
-        batch_size=None,
-        collate_fn=nn.Identity(),  # it is a batch already
-        num_workers=workers,
-        worker_init_fn=worker_started,
-        generator=torch.Generator(),  # or DataLoader would draw from the global one
-    )
+    decoded = made_ahead(_Decoded(source, modality), batches, workers)
     rows, labels, skipped = [], [], {}
     try:
         tower.to(device).eval()

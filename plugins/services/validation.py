@@ -29,14 +29,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from selfsup.kernel import compose, distributed
 from selfsup.kernel.config import about
 from selfsup.kernel.contracts import Batch, Loss, Step
 from selfsup.kernel.errors import BadSample, ConfigError, DataError, SelfsupError
 from selfsup.kernel.hookspecs import hookimpl
-from selfsup.kernel.loader import Reader, to_device, worker_started
+from selfsup.kernel.loader import Reader, made_ahead, to_device
 from selfsup.kernel.precision import autocast
 from selfsup.kernel.random import Stream, shuffled, stream, tag
 from selfsup.plugins.common.evaluation import evaluating
@@ -153,17 +153,8 @@ class Validation:
         usable = order[~np.isin(order, list(self.bad))]
         parts = shares(len(usable), self._batch(run), distributed.world(), distributed.rank(), run.objective.divisible)
         workers = run.loader.workers if self.size > FEW else 0
-        read = DataLoader(
-            self.samples,
-            sampler=[usable[places].tolist() for places, _ in parts],  # type: ignore[arg-type]
-            batch_size=None,
-            collate_fn=torch.nn.Identity(),  # it is a batch already
-            num_workers=workers,
-            worker_init_fn=worker_started,
-            generator=torch.Generator(),  # or DataLoader would draw from the global one
-            timeout=run.loader.timeout if workers else 0,
-            pin_memory=run.device.type == "cuda",
-        )
+        places = [usable[places].tolist() for places, _ in parts]
+        read = made_ahead(self.samples, places, workers, run.loader.timeout, run.device.type == "cuda")
         for got, (_, counts) in zip(read, parts, strict=True):
             if isinstance(got, SelfsupError):
                 raise got
