@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from selfsup.kernel.errors import ConfigError
+from selfsup.kernel.errors import ConfigError, SelfsupError
 
 from .installed import complete_runs, plugins_of
 
@@ -74,7 +74,6 @@ def report(context: click.Context, run: Path, out: Path | None, samples: int, no
 
 
 def _paper(plugins: Plugins, log: History) -> str:
-    from selfsup.kernel.errors import SelfsupError
 
     try:
         return str(getattr(plugins.load("objectives", log.run.option("objective", "name")), "paper", ""))
@@ -85,7 +84,6 @@ def _paper(plugins: Plugins, log: History) -> str:
 def _of_model(plugins: Plugins, log: History, samples: int, device: str) -> list[Raw]:
     """What the newest checkpoint makes of the run's own data; where that cannot be had, why."""
     from selfsup.kernel import compose
-    from selfsup.kernel.errors import SelfsupError
     from selfsup.plugins.common.feature_map import feature_map
     from selfsup.plugins.common.page import say, section
     from selfsup.plugins.common.seen import modalities_of, open_data
@@ -113,8 +111,9 @@ def _trying(name: str, make: Callable[[], list[Raw]]) -> Raw:
     try:
         return section(name, *make())
     except Exception as why:
-        click.echo(f"note      {name.lower()} cannot be shown: {type(why).__name__}: {why}", err=True)
-        return section(name, say(f"They cannot be shown: {type(why).__name__}: {why}", "warn"))
+        reason = str(why) if isinstance(why, SelfsupError) else f"{type(why).__name__}: {why}"
+        click.echo(f"note      {name.lower()} cannot be shown: {reason}", err=True)
+        return section(name, say(f"They cannot be shown: {reason}", "warn"))
 
 
 def _samples(log: History, objective: Objective, settings: Any, source: Source, step: int, count: int) -> list[Raw]:
