@@ -1,12 +1,17 @@
-"""When a Triton kernel can run, and how many programs it takes."""
+"""When a Triton kernel can run, how many programs it takes, and what depends on who made the GPU."""
 
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 
+import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+WIDE = tl.constexpr(INTERPRETED)  # the interpreter multiplies bfloat16 as if its bits were integers
 
 
 def can_launch(*tensors: Tensor) -> bool:
@@ -14,6 +19,35 @@ def can_launch(*tensors: Tensor) -> bool:
     return INTERPRETED or all(t.is_cuda for t in tensors)
 
 
+def on_device_of(x: Tensor) -> AbstractContextManager[object]:
+    """Launch on the GPU of x, which need not be the current one."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
 def programs(items: int, block: int) -> tuple[int]:
     """The grid in which every program takes `block` of the items."""
     return (-(-items // block),)
+
+
+def power(number: int, least: int, most: int) -> int:
+    """The size of a block that holds `number` items: a power of two from `least` to `most`."""
+    return max(least, min(most, 1 << (number - 1).bit_length()))
+
+
+def precision(kind: torch.dtype) -> str:
+    """Of products of float32 numbers: torch's own setting; AMD's have no other than exact ones here."""
+    loose = kind == torch.float32 and torch.version.hip is None and torch.get_float32_matmul_precision() != "highest"
+    return "tf32" if loose else "ieee"
+
+
+def stages(number: int) -> int:
+    """How many turns of a loop load ahead: `number`, but two on AMD, whose shared memory holds no more."""
+    return min(2, number) if torch.version.hip else number
+
+
+@triton.jit
+def dot(a, b, acc, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
+    """acc + a @ b, in float32."""
+    if WIDE:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision=PRECISION)

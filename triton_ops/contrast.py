@@ -33,7 +33,7 @@ from torch.nn import functional as F
 
 from selfsup.kernel.errors import ContractError
 
-from ._launch import can_launch
+from ._launch import can_launch, on_device_of
 
 TILE = (512, 1024)  # rows and keys whose similarities are there at once on a CPU: 2 MB, that its cache may hold
 LOG2 = math.log(2)  # exp2 is four times as fast as exp there, and a hundred times where the result is denormal
@@ -290,7 +290,7 @@ def _sums(
     if can_launch(x) and x.dtype != torch.float64:
         from .contrast_kernels import sums
 
-        with torch.cuda.device(x.get_device()):
+        with on_device_of(x):
             return sums(x, y, scale, bias, row_ids, key_ids, columns)
     with torch.autocast(x.device.type, enabled=False):
         return sums_in_tiles(x, y, scale, bias, row_ids, key_ids, columns)
@@ -315,7 +315,7 @@ def _gradients(
     if can_launch(x) and x.dtype != torch.float64:
         from .contrast_kernels import gradients
 
-        with torch.cuda.device(x.get_device()):
+        with on_device_of(x):
             return gradients(x, y, scale, bias, row_ids, key_ids, r, t, a, c, u, b, wanted)
     with torch.autocast(x.device.type, enabled=False):
         return gradients_in_tiles(x, y, scale, bias, row_ids, key_ids, r, t, a, c, u, b, wanted)

@@ -20,10 +20,9 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._launch import INTERPRETED
+from ._launch import dot, power, precision, stages
 
 PROGRAMS = 264  # at least as many as any GPU of today runs at once, two each
-WIDE = tl.constexpr(INTERPRETED)  # the interpreter multiplies bfloat16 as if its bits were integers
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
@@ -83,27 +82,17 @@ def _aligned(x: Tensor) -> Tensor:
     return F.pad(x, (0, gap)) if gap else x.contiguous()
 
 
-def _power(number: int, least: int, most: int) -> int:
-    return max(least, min(most, 1 << (number - 1).bit_length()))
-
-
-def _precision(kind: torch.dtype) -> str:
-    """Of products of float32 numbers: torch's own setting; AMD's have no other than exact ones here."""
-    loose = kind == torch.float32 and torch.version.hip is None and torch.get_float32_matmul_precision() != "highest"
-    return "tf32" if loose else "ieee"
-
-
 def _sums_options(kind: torch.dtype, width: int) -> dict[str, Any]:
     size, depth, warps = (128, 64, 8) if kind.itemsize == 2 else (64, 32, 4)
-    sizes = {"BN": size, "BM": size, "BD": _power(width, 16, depth)}
-    return {**sizes, "num_warps": warps, "num_stages": 2 if torch.version.hip else 3}
+    sizes = {"BN": size, "BM": size, "BD": power(width, 16, depth)}
+    return {**sizes, "num_warps": warps, "num_stages": stages(3)}
 
 
 def _gradient_options(kind: torch.dtype, width: int) -> dict[str, Any]:
     """BO columns of the gradient are in registers at once; where they are fewer than D, similarities are redone."""
     large = kind.itemsize == 2
-    sizes = {"BN": 64, "BM": 64 if large else 32, "BD": _power(width, 16, 32)}
-    return {**sizes, "BO": _power(width, 16, 256 if large else 128), "num_warps": 8, "num_stages": 2}
+    sizes = {"BN": 64, "BM": 64 if large else 32, "BD": power(width, 16, 32)}
+    return {**sizes, "BO": power(width, 16, 256 if large else 128), "num_warps": 8, "num_stages": 2}
 
 
 def _divided(blocks: int, keys: int, size: int) -> int:
@@ -120,7 +109,7 @@ def _sums_of_rows(
     parts = _divided(blocks, M, options["BM"])
     out, top = scale.new_empty(parts, N), scale.new_empty(parts if bias is None else 0, N)
     arrays = (x, y, scale, *_or_any((bias, row_ids, key_ids), scale), out, top)
-    flags = {"KIN": row_ids is not None, "SIGMOID": bias is not None, "PRECISION": _precision(x.dtype)}
+    flags = {"KIN": row_ids is not None, "SIGMOID": bias is not None, "PRECISION": precision(x.dtype)}
     _sums_kernel[(blocks, parts)](*arrays, N, M, D=D, **flags, **options)
     if bias is not None:
         return out.sum(0), top.flatten()
@@ -148,7 +137,7 @@ def _gradient_of_rows(
     sides = {"ROWS": len(of_rows[1]) > 0, "KEYS": len(of_keys[1]) > 0}
     ends = [part.contiguous() for part in (*of_rows, *of_keys)]
     arrays = (x, y, scale, *_or_any((bias, row_ids, key_ids), scale), *ends, out, pull, mass)
-    flags = {"KIN": row_ids is not None, "SIGMOID": bias is not None, "PRECISION": _precision(x.dtype)}
+    flags = {"KIN": row_ids is not None, "SIGMOID": bias is not None, "PRECISION": precision(x.dtype)}
     _gradient_kernel[(blocks, wide, parts)](*arrays, N, M, D=D, **flags, **sides, **options)
     return out[0] if parts == 1 else out.sum(0), pull, mass
 
@@ -156,13 +145,6 @@ def _gradient_of_rows(
 def _or_any(arrays: tuple[Tensor | None, ...], other: Tensor) -> list[Tensor]:
     """Contiguous; where there is none, another, that the kernel is told not to read."""
     return [other if array is None else array.contiguous() for array in arrays]
-
-
-@triton.jit
-def _dot(a, b, acc, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
-    if WIDE:
-        a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, acc, input_precision=PRECISION)
 
 
 @triton.jit
@@ -175,7 +157,7 @@ def _similarities(  # type: ignore[no-untyped-def]
         depth = first + tl.arange(0, BD)
         x = tl.load(x_ptr + rows[:, None] * D + depth, mask=(rows[:, None] < N) & (depth < D), other=0.0)
         y = tl.load(y_ptr + keys * D + depth[:, None], mask=(keys < M) & (depth[:, None] < D), other=0.0)
-        s = _dot(x, y, s, PRECISION)
+        s = dot(x, y, s, PRECISION)
     return s
 
 
@@ -310,7 +292,7 @@ def _gradient_kernel(  # type: ignore[no-untyped-def]  # noqa: C901
         mass += tl.sum(g, 1)
         inside = (keys[:, None] < M) & (column < D)
         y = tl.load(y_ptr + keys[:, None] * D + column, mask=inside, other=0.0)  # [BM, BO]
-        acc = _dot(g.to(y.dtype), y, acc, PRECISION)
+        acc = dot(g.to(y.dtype), y, acc, PRECISION)
     place = part.to(tl.int64) * N + rows
     tl.store(out_ptr + place[:, None] * D + column, acc, mask=(rows[:, None] < N) & (column < D))
     if tl.program_id(1) == 0:

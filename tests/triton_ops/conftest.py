@@ -1,23 +1,137 @@
-"""Compile a kernel for a GPU that is not here."""
+"""How an op is held to what it promises: on a CPU, in Triton's interpreter, on a GPU, and compiled for absent ones.
+
+A test that takes the fixture `device` runs wherever it can: on the GPU if there is one, otherwise by the op's CPU
+path, and once more in the interpreter (test_interpreted.py), which is slow, so its arrays are small.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 TARGETS = [("cuda", 80, 32), ("cuda", 90, 32), ("cuda", 100, 32), ("hip", "gfx942", 64)]
+SHARED = {"cuda": 101_376, "hip": 65_536}  # bytes that a block may have on any card of the maker
+ROUNDING = torch.finfo(torch.float32).eps
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    if INTERPRETED:
+        items[:] = [
+            item for item in items if "device" in getattr(item, "fixturenames", ()) and here in item.path.parents
+        ]
+
+
+@pytest.fixture
+def device() -> torch.device:
+    """Where arrays are made for an op whose kernel is tried, if one can be."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(autouse=True)
+def poisoned() -> Iterator[None]:
+    """New memory is full of NaN, or of the largest integers, so that an element left unwritten shows."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@pytest.fixture
+def without_waiting(device: torch.device) -> Callable[[], AbstractContextManager[None]]:
+    """`with without_waiting():` an op that makes the host wait for the GPU is an error."""
+
+    @contextmanager
+    def watch() -> Iterator[None]:
+        if device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            if device.type == "cuda":
+                torch.cuda.set_sync_debug_mode("default")
+
+    return watch
+
+
+Arrays = Sequence[Any]
+
+
+def outputs_and_gradients(f: Callable[..., Any], arrays: Arrays) -> list[Tensor]:
+    """What f makes of the arrays, and the gradients of a sum that weighs each of its floats differently."""
+    found = f(*arrays)
+    found = [x for x in (found if isinstance(found, tuple) else (found,)) if x.is_floating_point()]
+    total = sum(
+        (x.double() * torch.linspace(1, 3, x.numel(), dtype=torch.float64, device=x.device).view_as(x)).sum()
+        for x in found
+    )
+    learned = [x for x in arrays if isinstance(x, Tensor) and x.requires_grad]
+    return [x.detach() for x in (*found, *(torch.autograd.grad(total, learned) if learned else ()))]
+
+
+@pytest.fixture
+def gradients_of() -> Callable[[Callable[..., Any], Arrays], list[Tensor]]:
+    return outputs_and_gradients
+
+
+@pytest.fixture
+def as_exact_as_torch() -> Callable[..., None]:
+    """as_exact_as_torch(op, reference, draw): each result and gradient errs at most twice as much as torch's own.
+
+    `draw(seed)` gives the arrays, in the type to be tried. The error is relative to the result of the reference in
+    float64, in the norm over all elements and several draws; `slack` is what any of them may err.
+    """
+
+    def hold(
+        op: Callable[..., Any],
+        reference: Callable[..., Any],
+        draw: Callable[[int], Arrays],
+        *,
+        slack: float = ROUNDING,
+        seeds: int = 4,
+    ) -> None:
+        squares: dict[tuple[str, int], float] = {}
+        for seed in range(seeds):
+            arrays = draw(seed)
+            true = outputs_and_gradients(reference, [exact(x) for x in arrays])
+            for who, f in (("ours", op), ("torch's", reference)):
+                found = outputs_and_gradients(f, arrays)
+                assert len(found) == len(true)
+                for index, (got, want) in enumerate(zip(found, true, strict=True)):
+                    assert got.shape == want.shape, (who, index, got.shape, want.shape)
+                    assert got.isfinite().all(), (who, index)
+                    for key, value in ((who, got.double() - want), ("size", want)):
+                        squares[key, index] = squares.get((key, index), 0.0) + float(value.square().sum())
+        for index in range(len(true)):
+            ours, theirs, size = (squares[who, index] ** 0.5 for who in ("ours", "torch's", "size"))
+            assert ours <= 2 * theirs + slack * size + 1e-30, f"number {index}: {ours / size:.2e}, {theirs / size:.2e}"
+
+    return hold
+
+
+def exact(x: Any) -> Any:
+    """A float tensor in float64, as learned as it was; all else as it is."""
+    if isinstance(x, Tensor) and x.is_floating_point():
+        return x.detach().double().requires_grad_(x.requires_grad)
+    return x
 
 
 @pytest.fixture(params=TARGETS, ids=lambda target: f"{target[0]}-{target[1]}")
-def compile_ahead(request: pytest.FixtureRequest) -> Callable[..., Any]:
+def compile_ahead(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """compile_ahead(kernel, {"x_ptr": "*fp32", ...}, BLOCK=128) -> the compiled kernel, for each target.
 
     What the kernel does not take, such as num_warps, is an option of the compiler. Pointers are as aligned as torch's.
+    Torch is taken to be built for the target.
     """
     triton = pytest.importorskip("triton", reason="Triton has no build for this platform")
     from triton.backends.compiler import GPUTarget
@@ -31,7 +145,8 @@ def compile_ahead(request: pytest.FixtureRequest) -> Callable[..., Any]:
         source = ASTSource(kernel, order, {(kernel.arg_names.index(k),): v for k, v in constants.items()}, aligned)
         return triton.compile(source, target=GPUTarget(*request.param), options=options)
 
-    compile.backend = request.param[0]
+    compile.backend = request.param[0]  # type: ignore[attr-defined]
+    monkeypatch.setattr(torch.version, "hip", "7" if request.param[0] == "hip" else None)
     return compile
 
 
@@ -41,13 +156,28 @@ def spilled(tmp_path: Path) -> Callable[[Any], int]:
 
     def measure(compiled: Any) -> int:
         if "cubin" not in compiled.asm:
-            return int(re.search(r"\.private_segment_fixed_size:\s*(\d+)", compiled.asm["amdgcn"])[1])
+            found = re.search(r"\.private_segment_fixed_size:\s*(\d+)", compiled.asm["amdgcn"])
+            assert found is not None
+            return int(found[1])
         from triton.backends import nvidia
 
         cubin = tmp_path / "kernel.cubin"
         cubin.write_bytes(compiled.asm["cubin"])
         tool = Path(nvidia.__path__[0]) / "bin" / "cuobjdump"
         usage = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
-        return int(re.search(r"STACK:(\d+)", usage)[1])
+        found = re.search(r"STACK:(\d+)", usage)
+        assert found is not None
+        return int(found[1])
 
     return measure
+
+
+@pytest.fixture
+def assert_fits(compile_ahead: Any, spilled: Callable[[Any], int]) -> Callable[[Any], None]:
+    """assert_fits(compiled): it finds room on the cards of its target, and every register is one."""
+
+    def hold(compiled: Any) -> None:
+        assert compiled.metadata.shared <= SHARED[compile_ahead.backend]
+        assert spilled(compiled) == 0
+
+    return hold

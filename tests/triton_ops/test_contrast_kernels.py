@@ -80,14 +80,6 @@ def test_keys_are_divided_only_where_rows_are_too_few_to_fill_a_gpu():
     assert kernels._divided(blocks=1, keys=100, size=64) == 1
 
 
-@pytest.mark.parametrize(("setting", "precision"), [("highest", "ieee"), ("high", "tf32")])
-def test_products_of_float32_are_as_exact_as_torchs_own(monkeypatch, setting, precision):
-    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: setting)
-    monkeypatch.setattr(torch.version, "hip", None)
-    assert kernels._precision(torch.float32) == precision
-    assert kernels._precision(torch.bfloat16) == "ieee"
-
-
 def test_vectors_of_any_width_are_aligned():
     x = torch.randn(5, 33)
     wide = kernels._aligned(x)
