@@ -40,14 +40,12 @@ def philox(counter: tuple[Words, ...], key: tuple[int, int]) -> tuple[Words, ...
     Words are 32-bit values held in int64 tensors, or in uint64 arrays: signed overflow wraps, and
     masking the low 32 bits of each half makes both the same.
     """
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
+    (c0, c1, c2, c3), (k0, k1) = counter, key
     for _ in range(ROUNDS):
         # Products of two 32-bit words fill 64 bits; as int64 they may come out negative, so the
         # shifted half is masked to undo the sign extension.
         p0, p1 = c0 * MULTIPLIER_0, c2 * MULTIPLIER_1
-        c0, c2 = ((p1 >> 32) & WORD) ^ c1 ^ k0, ((p0 >> 32) & WORD) ^ c3 ^ k1
-        c1, c3 = p1 & WORD, p0 & WORD
+        c0, c1, c2, c3 = ((p1 >> 32) & WORD) ^ c1 ^ k0, p1 & WORD, ((p0 >> 32) & WORD) ^ c3 ^ k1, p0 & WORD
         k0, k1 = (k0 + WEYL_0) & WORD, (k1 + WEYL_1) & WORD
     return c0, c1, c2, c3
 
@@ -95,11 +93,15 @@ class Stream:
         """Where the numbers are made."""
         return self.ids.device
 
+    def take(self, count: int) -> int:
+        """Leave the next `count` words to what makes them itself, from (key, ids, the block returned)."""
+        first, self._block = self._block, self._block + -(-count // 4)
+        return first
+
     def bits(self, *shape: int) -> Tensor:
         """Uniform 32-bit words in an int64 tensor."""
         count = math.prod(shape)
-        out = FASTER.get(self.device.type, words)(self.ids, count, self.key, self._block)
-        self._block += -(-count // 4)
+        out = FASTER.get(self.device.type, words)(self.ids, count, self.key, self.take(count))
         return out.reshape(len(self.ids), *shape)
 
     def uniform(self, *shape: int) -> Tensor:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfsup.kernel.random import Stream, key_of, philox, shuffled, stream, tag, untag
+from selfsup.kernel.random import words as words_from
 
 # Random123's known answers (kat_vectors, philox4x32 10): counter, key, words.
 ONES = 0xFFFFFFFF
@@ -77,6 +78,17 @@ def test_calls_continue_the_stream():
     first, second = a.bits(4), a.bits(4)
     assert torch.equal(torch.cat([first, second], 1), b.bits(8))
     assert not torch.equal(first, second)
+
+
+def test_words_that_are_taken_are_made_elsewhere():
+    ids, key = torch.arange(3), key_of(0, "x")
+    draws, others = Stream(key, ids), Stream(key, ids)
+    assert draws.take(6) == 0
+    assert draws.take(1) == 2
+    first, second, third = others.bits(6), others.bits(1), others.bits(5)
+    assert torch.equal(words_from(ids, 6, key, 0), first)
+    assert torch.equal(words_from(ids, 1, key, 2), second)
+    assert torch.equal(draws.bits(5), third)
 
 
 def test_no_draw_reads_or_moves_the_global_generator():
