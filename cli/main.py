@@ -3,8 +3,8 @@
 Commands are entry points of the group `selfsup.commands`: a command is imported when it is called,
 so that help, lists and shell completion stay fast and a broken one harms no other.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted outside a run (inside one, Ctrl-C saves
-and ends with 0).
+Exit codes: 0 done, 1 failed, 2 wrong usage, 75 a run that a signal stopped, 130 interrupted by Ctrl-C, in a run after
+it was saved.
 """
 
 from __future__ import annotations

@@ -13,9 +13,9 @@ from typing import Any
 from selfsup.kernel.config import read_toml
 from selfsup.kernel.errors import ConfigError, nearest
 
+from .run_claim import RUN_FILE
 from .run_metrics import NAME, Log, read_log
 
-RUN_FILE = "run.toml"
 DEPTH = 2  # levels below a folder at which runs are looked for
 QUIET = 120.0  # seconds without a line after which nobody is thought to write
 LONG = 30  # steps without a line after which nobody is thought to write, where steps take long

@@ -116,13 +116,13 @@ _OPTIONS = (
 )
 
 
-def selection(command: Callable[..., None]) -> Callable[..., None]:
+def selection(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options that select a run, as one argument `asked`."""
 
     @wraps(command)
-    def gathered(*, file: Path | None, data: Sequence[str], changes: Sequence[str], **others: Any) -> None:
+    def gathered(*, file: Path | None, data: Sequence[str], changes: Sequence[str], **others: Any) -> Any:
         flags = {flag: others.pop(flag) for flag in DOTTED}
-        command(asked=Asked(file, flags, data, changes), **others)
+        return command(asked=Asked(file, flags, data, changes), **others)
 
     for decorate in reversed(_OPTIONS):
         gathered = decorate(gathered)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +13,7 @@ import click
 from selfsup.kernel.errors import ConfigError, nearest
 
 from .installed import complete_runs, plugins_of
+from .run_claim import RUN_FILE, claim
 from .selection import Asked, selection
 
 if TYPE_CHECKING:
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from selfsup.kernel.discovery import Plugins
     from selfsup.kernel.loop import Run
 
-RUN_FILE = "run.toml"
 _folder = click.Path(path_type=Path)
 
 
@@ -49,7 +47,7 @@ def train(
     resume: bool,
     weights_from: Path | None,
     as_json: bool,
-) -> None:
+) -> int:
     """Train a model, or go on with a run that was interrupted.
 
     \b
@@ -58,8 +56,10 @@ def train(
     ssl train RUN.toml --set train.batch=512       from a run file
     ssl train --resume --out runs/simclr-...       go on
 
-    Ctrl-C and SIGTERM end the run after the step at hand and save it; a second
-    Ctrl-C ends it at once, and what came after the newest checkpoint is lost.
+    Ctrl-C, SIGTERM and SIGUSR1 end the run after the step at hand and save it; a
+    second Ctrl-C ends it at once, and what came after the newest checkpoint is lost.
+    The exit code is 0 only if all steps are done: 130 after Ctrl-C, 75 after
+    another signal. The file `status` in the folder says the same in a word.
     """
     if resume and weights_from:
         raise click.UsageError("--resume goes on with a run and --from begins one; give one of them", context)
@@ -70,8 +70,10 @@ def train(
         raise click.UsageError(f"--from gives weights and no settings; name those too, as in {example}", context)
     plugins = plugins_of(context)
     settings = _settings(plugins, asked, out, resume)
-    folder = claim(out or default_folder(settings), resume)
-    run, reason, outcome = _train(plugins, settings, folder, resume, weights_from)
+    folder = out or default_folder(settings)
+    with claim(folder, resume) as claimed:
+        run, reason, outcome = _train(plugins, settings, folder, resume, weights_from)
+        code = claimed.ended(reason)
     from selfsup.kernel import distributed
 
     if distributed.rank() == 0:
@@ -81,6 +83,7 @@ def train(
         if as_json:
             click.echo(json.dumps(report))
     distributed.barrier()  # the process ends without leaving the group: see cli/main.py
+    return code
 
 
 def _settings(plugins: Plugins, asked: Asked, out: Path | None, resume: bool) -> Settings:
@@ -102,21 +105,6 @@ def default_folder(settings: Settings) -> Path:
     return Path("runs") / f"{settings['objective']['name']}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def claim(folder: Path, resume: bool) -> Path:
-    """Make sure that the folder can be written and holds no other run."""
-    if not resume and ((folder / RUN_FILE).exists() or (folder / "checkpoints").exists()):
-        raise ConfigError(f"{folder} already holds a run: go on with it by --resume, or choose another --out")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as cause:
-        raise ConfigError(
-            f"the output folder {folder} cannot be written: {cause.strerror}; choose another with --out"
-        ) from None
-    return folder
-
-
 def _train(
     plugins: Plugins, settings: Settings, folder: Path, resume: bool, weights_from: Path | None
 ) -> tuple[Run, str, Any]:
@@ -129,12 +117,7 @@ def _train(
     # Killed before its first checkpoint, a run that began with the weights of another one begins with them again.
     weights_from = began_with(folder) if resume else weights_from
     needed = None if state.folders(folder / "checkpoints") else weights_from
-    try:
-        run = compose.start(plugins, settings, folder, resume, needed)
-    except BaseException:
-        with suppress(OSError):
-            folder.rmdir()  # only if it is empty: nothing was begun
-        raise
+    run = compose.start(plugins, settings, folder, resume, needed)
     if distributed.rank() == 0:
         write_facts(run, folder, weights_from)
     try:

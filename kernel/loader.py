@@ -22,7 +22,7 @@ from .contracts import Batch, Collator, Modality, Sample, Signal
 from .errors import BadSample, ConfigError, DataError, SelfsupError
 from .random import shuffled, stream, tag, untag
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # that end a run; Slurm can send the last ahead of its end
 GRACE = 10.0  # seconds that a data worker lives on after a SIGTERM
 TRIES = 100  # how many samples in a row may be unusable before the data is
 
@@ -223,7 +223,7 @@ def worker_started(_: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.setitimer(signal.ITIMER_REAL, GRACE))  # then SIGALRM ends it
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))  # SIGUSR1 is for the parent alone too
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -22,7 +22,7 @@ from .config import Settings
 from .contracts import Batch, Loss, Objective, Step
 from .discovery import Plugins
 from .errors import DataError, StateError, allow_bad
-from .loader import Loader, to_device
+from .loader import SIGNALS, Loader, to_device
 from .precision import autocast
 from .random import key_of
 
@@ -274,7 +274,7 @@ def fit_microbatch(run: Run) -> None:
 
 @contextmanager
 def listening(run: Run) -> Iterator[None]:
-    """SIGTERM and Ctrl-C end the run after the step at hand; a second Ctrl-C at once."""
+    """SIGTERM, SIGUSR1 and Ctrl-C end the run after the step at hand; a second Ctrl-C at once."""
 
     def heard(number: int, _: Any) -> None:
         if run.reason and number == signal.SIGINT:
@@ -283,7 +283,7 @@ def listening(run: Run) -> Iterator[None]:
         if number == signal.SIGINT and distributed.rank() == 0:  # a print may be under way, which no other may enter
             os.write(2, b"\nstopping after this step; Ctrl-C again ends it at once, and saves nothing\n")
 
-    numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+    numbers = SIGNALS if threading.current_thread() is threading.main_thread() else ()
     before = {number: signal.signal(number, heard) for number in numbers}
     try:
         yield

@@ -51,9 +51,9 @@ def ssl(*words, **how):
     )
 
 
-def finish(process):
+def finish(process, code=0):
     said, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, said
+    assert process.returncode == code, said
     return said
 
 
@@ -149,13 +149,13 @@ def same(ours, theirs):
             assert torch.equal(ours[group][name], theirs[group][name]), name
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_ends_with_0_and_a_hint(number, tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_ends_with_a_code_of_its_own_and_a_hint(number, code, tmp_path):
     folder = tmp_path / "run"
     process = ssl(*arguments("wav2vec2", folder, 10_000))
     wait_for(folder / "metrics.jsonl", process)
     process.send_signal(number)
-    said = finish(process)
+    said = finish(process, code)
     assert f"stopped by {number.name} after" in said
     assert f"ssl train --resume --out {folder}" in said
     assert len(state.folders(folder / "checkpoints")) == 1
@@ -168,7 +168,7 @@ def test_a_signal_to_the_whole_group_saves_too(tmp_path):
     process = ssl(*words, start_new_session=True)
     wait_for(folder / "metrics.jsonl", process)
     os.killpg(process.pid, signal.SIGTERM)
-    assert "stopped by SIGTERM after" in finish(process)
+    assert "stopped by SIGTERM after" in finish(process, 75)
     assert len(state.folders(folder / "checkpoints")) == 1
 
 

@@ -27,11 +27,13 @@ def test_a_run_needs_a_name_only_and_says_where_it_is(toys):
     out, _ = toys(*TRAIN)
     folder = re.search(r"folder +(runs/guess-\d{8}-\d{6})", out)[1]
     assert sorted(p.name for p in Path(folder).iterdir()) == [
+        ".lock",
         "checkpoints",
         "environment.json",
         "metrics.jsonl",
         "outcome.json",
         "run.toml",
+        "status",
     ]
     assert f"checkpoints/step-{12:08d}" in out
     assert f"ssl eval knn {folder}\n" in out
@@ -260,13 +262,14 @@ def test_several_processes_need_a_name_for_the_folder(toys, monkeypatch):
         default_folder({"objective": {"name": "guess"}})
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(toys, number):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(toys, number, code):
     process = toys.start(*TRAIN, "--steps", 60, "--set", "objective.pause=0.03", "--out", "r")
     _until(process, lambda: Path("r/metrics.jsonl").exists() and len(lines("r")) >= 3)
     process.send_signal(number)
     out, err = process.communicate(timeout=30)
-    assert process.returncode == 0, err
+    assert process.returncode == code, err
+    assert Path("r/status").read_text() == f"PREEMPTED {number.name}\n"
     done = len(lines("r"))
     assert 3 <= done < 60
     assert f"stopped by {number.name} after {done} of 60 steps; the state is saved" in out

@@ -1,0 +1,108 @@
+"""One process works on a run at a time, and the file `status` in its folder says how it went.
+
+    RUNNING      a process works on it, or was killed while it did
+    DONE         all steps are done
+    PREEMPTED    stopped from outside, by a signal or Ctrl-C; the same command with --resume goes on
+    FAILED       an error ended it
+
+The first word is the status, the rest of the line is for people. What works on a run holds a lock that the system
+takes from it when it ends, however it ends. (A lock of the kind that data workers do not inherit: one that outlives
+its run for a moment must not keep others out.)
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import platform
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from selfsup.kernel.errors import ConfigError
+
+LOCK, STATUS = ".lock", "status"
+RUN_FILE = "run.toml"
+PREEMPTED = 75  # the exit code of a run that a signal stopped: EX_TEMPFAIL, "try again"
+INTERRUPTED = 130  # of one that Ctrl-C stopped, so that a shell does not go on with the next command
+
+
+class Claim:
+    """A run that this process works on."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def ended(self, reason: str) -> int:
+        """Write the status of a run that ended in good order, "done" or by a signal's name; return the exit code."""
+        if reason == "done":
+            self.write("DONE")
+            return 0
+        self.write(f"PREEMPTED {reason}")
+        return INTERRUPTED if reason == "SIGINT" else PREEMPTED
+
+    def write(self, status: str) -> None:
+        """Replace the status."""
+        work = self.folder / f".{STATUS}.{os.getpid()}"
+        with suppress(OSError):  # a full disk ends no run
+            work.write_text(status + "\n", "utf-8")
+            work.replace(self.folder / STATUS)
+
+
+@contextmanager
+def claim(folder: Path, resume: bool) -> Iterator[Claim]:
+    """Hold the folder, which is made if need be, for a run of this process; of several, the first one holds it.
+
+    Raises ConfigError if it cannot be written, holds another run, or another process works on its run.
+    """
+    if not resume and ((folder / RUN_FILE).exists() or (folder / "checkpoints").exists()):
+        raise ConfigError(f"{folder} already holds a run: go on with it by --resume, or choose another --out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as cause:
+        raise ConfigError(
+            f"the output folder {folder} cannot be written: {cause.strerror}; choose another with --out"
+        ) from None
+    if os.environ.get("RANK", "0") != "0":
+        yield Claim(folder)
+        return
+    with (folder / LOCK).open("a+", encoding="utf-8") as lock:
+        _lock(lock.fileno(), folder)
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {platform.node()}")
+        lock.flush()
+        held = Claim(folder)
+        held.write("RUNNING")
+        try:
+            yield held
+        except KeyboardInterrupt:
+            held.write("PREEMPTED interrupted at once")
+            raise
+        except BaseException as error:
+            held.write(f"FAILED {str(error).partition(chr(10))[0] or type(error).__name__}")
+            _leave_nothing(folder)
+            raise
+
+
+def _lock(handle: int, folder: Path) -> None:
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        owner = (folder / LOCK).read_text("utf-8", errors="replace") or "another process"
+        raise ConfigError(
+            f"{owner} works on the run in {folder}; wait for it or end it, or choose another --out"
+        ) from None
+    except OSError:  # a file system without locks
+        pass
+
+
+def _leave_nothing(folder: Path) -> None:
+    """Remove a folder in which nothing was begun."""
+    if {path.name for path in folder.iterdir()} <= {LOCK, STATUS}:
+        for name in (LOCK, STATUS):
+            (folder / name).unlink(missing_ok=True)
+        with suppress(OSError):
+            folder.rmdir()
