@@ -31,7 +31,7 @@ def clip_loss(image: Tensor, text: Tensor, scale: float | Tensor) -> Tensor:
     image, text = in_one_type(image, text)
     scale = as_scalar(scale, image)
     ids = torch.arange(len(image), device=image.device)
-    r, t, c, u = negatives(image, text, scale, None, ids, ids, columns=True)
+    r, t, c, u = negatives(image, text, scale, ids, ids, columns=True)
     near = similarity(image, text) * scale  # [B]
     return (losses(near, r, t) + losses(near, c, u)).mean() / 2
 

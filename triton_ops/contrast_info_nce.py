@@ -55,7 +55,7 @@ def info_nce(
     scale = as_scalar(1 / temperature, queries)
     every = torch.arange(len(keys), device=keys.device)
     ids = (labels, every) if queue is None else (None, None)
-    r, t, _, _ = negatives(queries, others, scale, None, *ids)  # [N]
+    r, t, _, _ = negatives(queries, others, scale, *ids)  # [N]
     found = losses(similarity(queries, keys[labels]) * scale, r, t)  # [N]
     return _reduced(found, reduction)
 

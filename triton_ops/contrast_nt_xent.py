@@ -32,7 +32,7 @@ def nt_xent(a: Tensor, b: Tensor, *, temperature: float | Tensor) -> Tensor:
     a, b = in_one_type(a, b)
     scale = as_scalar(1 / temperature, a)
     ids = torch.arange(len(a), device=a.device).repeat(2)  # [2B]
-    r, t, _, _ = negatives(torch.cat([a, b]), None, scale, None, ids)
+    r, t, _, _ = negatives(torch.cat([a, b]), None, scale, ids)
     return losses((similarity(a, b) * scale).repeat(2), r, t).mean()
 
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .contrast import as_scalar, check_vectors, in_one_type, negatives, similarity
+from .contrast import as_scalar, check_vectors, in_one_type, similarity
+from .contrast_pairs import negative_pairs
 
 
 def sigmoid_loss(image: Tensor, text: Tensor, scale: float | Tensor, bias: float | Tensor) -> Tensor:
@@ -32,8 +33,8 @@ def sigmoid_loss(image: Tensor, text: Tensor, scale: float | Tensor, bias: float
     image, text = in_one_type(image, text)
     scale, bias = as_scalar(scale, image), as_scalar(bias, image)
     ids = torch.arange(len(image), device=image.device)
-    others, _, _, _ = negatives(image, text, scale, bias, ids, ids)
-    return (others - F.logsigmoid(similarity(image, text) * scale + bias)).mean()
+    near = similarity(image, text) * scale + bias  # [B]
+    return negative_pairs(image, text, scale, bias, ids, ids) - F.logsigmoid(near).mean()
 
 
 def sigmoid_loss_reference(image: Tensor, text: Tensor, scale: float | Tensor, bias: float | Tensor) -> Tensor:
