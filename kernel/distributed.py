@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .errors import ConfigError
@@ -25,9 +26,12 @@ if TYPE_CHECKING:
 def join(device: torch.device, timeout: float) -> None:
     """Join the process group that torchrun describes in the environment; alone, do nothing."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        backend, wait = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timedelta(seconds=timeout)
         try:
-            dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+            store, number, processes = next(iter(rendezvous("env://", timeout=wait)))
+            # Processes that torchrun starts again must not find the addresses of those that were killed.
+            own = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+            dist.init_process_group(backend, store=own, rank=number, world_size=processes, timeout=wait)
         except (dist.DistError, ValueError) as cause:
             raise ConfigError(f"this process could not join the others: {cause}") from cause
 

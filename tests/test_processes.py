@@ -13,6 +13,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,7 +39,7 @@ def arguments(plugin, out, steps=3, *more):
 
 
 def environment():
-    return {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def ssl(*words, **how):
@@ -57,12 +59,14 @@ def finish(process, code=0):
     return said
 
 
-def torchrun(processes, *words):
+def torchrun(processes, *words, restarts=0, meanwhile=lambda process: None):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    done = subprocess.run(
-        [*launch, "-m", "selfsup.cli", *words], env=environment(), capture_output=True, text=True, timeout=240
+    command = [*launch, f"--max-restarts={restarts}", "-m", "selfsup.cli", *words]
+    process = subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    meanwhile(process)
+    finish(process)
 
 
 def metrics(folder):
@@ -104,6 +108,35 @@ def test_several_processes_train_as_one(plugin, processes, parallel, alone, tmp_
     several, one = final(tmp_path / "run"), final(alone(plugin))
     assert several["model"].keys() == one["model"].keys()
     assert several["optimizer"].keys() == one["optimizer"].keys()
+
+
+def workers(process):
+    """The processes that torchrun started, by rank."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it ended meanwhile
+            variables = dict(v.split("=", 1) for v in (folder / "environ").read_text().split("\0") if "=" in v)
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == process.pid and "RANK" in variables:
+                found[int(variables["RANK"])] = int(folder.name)
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="processes are found in /proc")
+@pytest.mark.parametrize("victim", [0, 1])
+def test_torchrun_replaces_a_process_that_is_killed_and_the_weights_are_the_same(victim, tmp_path):
+    whole, folder = tmp_path / "whole", tmp_path / "killed"
+    words = ("--set", "checkpoints.steps=1", "--resume")
+    torchrun(2, *arguments("wav2vec2", whole, 12), *words)
+
+    def kill(process):
+        wait_for(folder / "metrics.jsonl", process)
+        os.kill(workers(process)[victim], signal.SIGKILL)
+
+    torchrun(2, *arguments("wav2vec2", folder, 12), *words, restarts=1, meanwhile=kill)
+    same(final(folder), final(whole))
+    assert [m["step"] for m in metrics(folder)] == list(range(12))
+    assert (folder / "status").read_text() == "DONE\n"
 
 
 def test_killed_at_random_moments_ends_with_the_same_weights(alone, tmp_path):
