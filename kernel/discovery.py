@@ -46,7 +46,7 @@ class Found:
         """Import it; whatever goes wrong becomes an error that says how to go on without it."""
         try:
             return self.entry.load()
-        except Exception as cause:
+        except (Exception, SystemExit) as cause:
             raise PluginError(
                 f"the {SINGULAR[self.kind]} {self.name!r} of {self.distribution} could not be imported: "
                 f"{type(cause).__name__}: {cause}. Go on without it: SELFSUP_DISABLE={self.kind}.{self.name}"

@@ -65,6 +65,7 @@ def test_a_name_claimed_twice_is_an_error_naming_both(installed):
         ("def broken(:", "SyntaxError: "),
         ("import surely_missing", "ModuleNotFoundError: No module named 'surely_missing'"),
         ("", "AttributeError: "),
+        ("import sys; sys.exit(0)", "SystemExit: 0"),
     ],
 )
 def test_a_plugin_that_fails_to_import_harms_itself_alone(installed, monkeypatch, source, cause):
