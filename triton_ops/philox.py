@@ -46,8 +46,7 @@ def _random_bits(ids: Tensor, count: int, low: int, high: int, start: int) -> Te
     ids = ids.contiguous()
     out = ids.new_empty(len(ids), count)
     if groups := len(ids) * -(-count // 4):
-        # The key travels as one signed integer: Triton gives another type to what exceeds int64.
-        key = low | (high - (high >> 31 << 32)) << 32
+        key = signed((low, high))
         _random_bits_kernel[programs(groups, BLOCK)](ids, out, key, start, len(ids), count, BLOCK=BLOCK)
     return out
 
@@ -57,15 +56,27 @@ def _(ids: Tensor, count: int, low: int, high: int, start: int) -> Tensor:
     return ids.new_empty(len(ids), count)
 
 
+def signed(key: tuple[int, int]) -> int:
+    """The key as a kernel takes it, one signed integer: Triton gives another type to what exceeds int64."""
+    low, high = key
+    return low | (high - (high >> 31 << 32)) << 32
+
+
+@triton.jit
+def four_words(ident, counter, key):  # type: ignore[no-untyped-def]
+    """The words that each counter makes in the stream of an id; of one shape, or one of them a number."""
+    counter = (counter + ident * 0).to(tl.uint32)
+    zero = counter * 0
+    return tl.philox(key, counter, ident.to(tl.uint32) + zero, (ident >> 32).to(tl.uint32) + zero, zero)
+
+
 @triton.jit(do_not_specialize=["key", "start", "B", "N"])
 def _random_bits_kernel(ids_ptr, out_ptr, key, start, B, N, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     G = tl.cdiv(N, 4)
     item = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK], of B * G counters
     row, group = item // G, item % G
     ident = tl.load(ids_ptr + row, mask=row < B, other=0)
-    counter = (start + group).to(tl.uint32)
-    low, high = ident.to(tl.uint32), (ident >> 32).to(tl.uint32)
-    w0, w1, w2, w3 = tl.philox(key, counter, low, high, counter * 0)
+    w0, w1, w2, w3 = four_words(ident, start + group, key)
     words = tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))  # [4 * BLOCK], in the order of the stream
     lane = tl.program_id(0).to(tl.int64) * 4 * BLOCK + tl.arange(0, 4 * BLOCK)
     row, column = lane // (4 * G), lane % (4 * G)
