@@ -53,20 +53,22 @@ def dealt(hidden: Tensor, real: Tensor, room: int) -> Masked:
     before = left.cumsum(1)  # [B, T]
     restore = torch.where(left, before - 1, room + place - before)  # [B, T]
     order = torch.zeros_like(restore).scatter(1, restore, place.expand_as(restore))  # [B, T]
-    real = real.gather(1, order)
-    hands = (part for whole in (order, real) for part in (whole[:, :room], whole[:, room:]))
-    return Masked(hidden, *(part.clone(memory_format=torch.contiguous_format) for part in hands), restore)
+    keep, hide, keep_real, hide_real = (
+        part.clone(memory_format=torch.contiguous_format)
+        for whole in (order, real.gather(1, order))
+        for part in (whole[:, :room], whole[:, room:])
+    )
+    return Masked(hidden, keep, hide, keep_real, hide_real, restore)
 
 
 def repeated(one: Masked, real: Tensor, frames: int) -> Masked:
     """The mask of a frame [B, S] in every one of several frames: real [B, F S] is no longer than they are."""
-    rows, space = one.hidden.shape
-    size, rest = one.keep.shape[1], one.hide.shape[1]
+    space, size, rest = one.hidden.shape[1], one.keep.shape[1], one.hide.shape[1]
     frame = torch.arange(frames, device=real.device)[:, None]  # [F, 1]
-    keep, hide = ((x[:, None] + frame * space).view(rows, -1) for x in (one.keep, one.hide))
+    keep, hide = ((x[:, None] + frame * space).flatten(1) for x in (one.keep, one.hide))
     seen = one.restore[:, None] < size  # [B, 1, S]
     after = torch.where(seen, frame * size, (frames - 1) * size + frame * rest)  # [B, F, S]
-    restore = (one.restore[:, None] + after).view(rows, -1)
+    restore = (one.restore[:, None] + after).flatten(1)
     return Masked(one.hidden.repeat(1, frames) & real, keep, hide, real.gather(1, keep), real.gather(1, hide), restore)
 
 
