@@ -1,0 +1,256 @@
+"""Check and measure cases one after the other; a row for each contestant, whatever became of it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selfsup.kernel.errors import SelfsupError
+
+from . import bench_parity as parity
+from .bench_case import Arrays, Call, Case, Draw, Peer
+from .bench_measure import Ceilings, Meter, Timed, Times, bare
+
+Outcome = list[Tensor | None]
+OURS, EAGER, COMPILED, BARE = "ours", "eager", "compiled", "bare products"
+SHORT = 2.0  # milliseconds; what takes less is also measured without the gaps between its launches
+
+
+@dataclass
+class Row:
+    """What became of one contestant: `state` is ok, wrong, failed, absent or skipped."""
+
+    name: str
+    state: str = "ok"
+    note: str = ""
+    error: float | None = None
+    times: Times | None = None
+    replay: float | None = None
+    memory: int | None = None
+
+
+@dataclass
+class Result:
+    """A case and its rows."""
+
+    case: Case
+    rows: list[Row] = field(default_factory=list)
+    limit: float = math.nan  # of our error
+    floor: float | None = None  # milliseconds
+
+    def row(self, name: str) -> Row | None:
+        """Of this contestant."""
+        return next((row for row in self.rows if row.name == name), None)
+
+    def failing(self) -> list[str]:
+        """Why the op has not passed."""
+        bad = [row for row in self.rows if row.name == OURS and row.state not in ("ok", "skipped")]
+        return [f"{self.case.name}: {row.state}: {row.note}" for row in bad]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to measure; `peers` are the names wanted besides ours, None for all."""
+
+    device: torch.device
+    kind: torch.dtype
+    rounds: int
+    seconds: float  # of each contestant at most
+    timed: bool
+    peers: tuple[str, ...] | None
+
+
+class _Entry:
+    """A contestant that takes part: its arrays and its call, forward and backward."""
+
+    def __init__(self, f: Call, arrays: Arrays, peer: Peer | None) -> None:
+        self.f, self.peer, self.given = f, peer, arrays
+        self.spoils = peer is not None and peer.spoils
+        self.fresh()
+
+    def fresh(self) -> None:
+        arrays = parity.anew(self.given) if self.spoils else self.given
+        self.step = parity.step(self.f, arrays)
+
+    def __call__(self) -> Any:
+        return self.step()
+
+
+class Bench:
+    """Measures on one device, in one run."""
+
+    def __init__(self, plan: Plan, ceilings: Ceilings | None, meter: Meter) -> None:
+        self.plan, self.ceilings, self.meter = plan, ceilings, meter
+
+    def run(self, case: Case) -> Result:
+        """One case: everyone is checked; those that are right are timed in turns; then their memory is measured."""
+        result = Result(case)
+        torch._dynamo.reset()
+        try:
+            arrays = case.make(Draw(self.plan.device, self.plan.kind, seed=1))
+            entries = self._checked(result, arrays)
+        except (RuntimeError, SelfsupError, ImportError) as why:  # out of memory is a RuntimeError
+            result.rows.append(Row(OURS, "failed", _said(why)))
+            return result
+        finally:
+            self._tidy()
+        if self.plan.timed:
+            self._time(result, entries)
+        self._tidy()
+        return result
+
+    def _tidy(self) -> None:
+        if self.meter.gpu:
+            torch.cuda.empty_cache()
+
+    def _checked(self, result: Result, arrays: Arrays) -> dict[str, _Entry]:
+        """Everyone that can be called and is right."""
+        case = result.case
+        entries: dict[str, _Entry] = {}
+        truth = parity.step(case.truth or case.reference, parity.exact(arrays))()
+        eager, others = self._eager(case, arrays, truth)
+        result.limit = parity.limit(self.plan.kind, eager.error, ours=True)
+        ours = Row(OURS)
+        result.rows.append(ours)
+        with _poisoned():
+            self._check(ours, lambda: _Entry(case.ours, arrays, None), truth, eager.error, entries)
+        if self._wanted(EAGER):
+            result.rows.append(eager)
+            entries |= others
+        if self._wanted(COMPILED):
+            row = Row(COMPILED)
+            result.rows.append(row)
+            f = torch.compile(case.reference, dynamic=False)
+            self._check(row, lambda: _Entry(f, arrays, None), truth, eager.error, entries)
+        for name, peer in case.peers.items():
+            if self._wanted(name):
+                self._check_peer(result, name, peer, arrays, truth, eager.error, entries)
+        return entries
+
+    def _eager(self, case: Case, arrays: Arrays, truth: Outcome) -> tuple[Row, dict[str, _Entry]]:
+        """The reference in the type of the arrays: it is the measure of the others' errors, and has no limit itself."""
+        row, entries = Row(EAGER), dict[str, _Entry]()
+        try:
+            entries[EAGER] = _Entry(case.reference, arrays, None)
+            row.error, _ = parity.error(entries[EAGER](), truth)
+        except torch.OutOfMemoryError as why:
+            row.state, row.note = "failed", _said(why)
+            return row, {}
+        return row, entries
+
+    def _wanted(self, name: str) -> bool:
+        return self.plan.peers is None or any(name.startswith(wanted) for wanted in self.plan.peers)
+
+    def _check_peer(
+        self,
+        result: Result,
+        name: str,
+        peer: Peer,
+        arrays: Arrays,
+        truth: Outcome,
+        eager: float | None,
+        entries: dict[str, _Entry],
+    ) -> None:
+        row, case = Row(name), result.case
+        result.rows.append(row)
+        if peer.only_gpu and not self.meter.gpu:
+            row.state, row.note = "skipped", "runs on a GPU alone"
+            return
+        try:
+            f = peer.load()
+        except Exception as why:  # whatever another's package raises on import
+            row.state, row.note = "absent", _said(why)
+            return
+        given = list(peer.prepare(arrays)) if peer.prepare else arrays
+        if peer.prepare:
+            truth = parity.step(case.truth or case.reference, parity.exact(given))()
+        self._check(row, lambda: _Entry(f, given, peer), truth, eager, entries)
+
+    def _check(
+        self, row: Row, make: Callable[[], _Entry], truth: Outcome, eager: float | None, entries: dict[str, _Entry]
+    ) -> None:
+        try:
+            entry = make()
+            found = entry()
+            self.meter.wait()
+        except Exception as why:  # ours and others' alike: it is said, and the rest goes on
+            row.state, row.note = "failed", _said(why)
+            return
+        if entry.peer is not None and entry.peer.differs:
+            row.note = entry.peer.differs
+        else:
+            row.error, missing = parity.error(found, truth)
+            row.note = f"{missing} gradient{'s' * (missing > 1)} fewer" if missing else ""
+            limit = parity.limit(self.plan.kind, eager, ours=row.name == OURS)
+            if not row.error <= limit:
+                row.state, row.note = "wrong", f"wrong by {row.error:.1e}, at most {limit:.1e} is right; not timed"
+                return
+        entries[row.name] = entry
+
+    def _time(self, result: Result, entries: dict[str, _Entry]) -> None:
+        case = result.case
+        calls: dict[str, Timed] = dict(entries)
+        if case.products:
+            try:
+                calls[BARE] = bare(case.products, self.plan.kind, self.plan.device)
+                calls[BARE]()
+                result.rows.append(Row(BARE, note="the matrix products alone, by torch"))
+            except RuntimeError as why:
+                calls.pop(BARE, None)
+                result.rows.append(Row(BARE, "failed", _said(why)))
+        if self.ceilings is not None:
+            result.floor = self.ceilings.floor(case.flops, case.least)
+        fresh = {name: entry.fresh for name, entry in entries.items() if entry.spoils}
+        times = self.meter.in_turns(calls, self.plan.rounds, self.plan.seconds, fresh)
+        for row in result.rows:
+            row.times = times.get(row.name)
+            if row.name in entries:
+                entries[row.name].fresh()
+                row.memory = self.meter.memory(entries[row.name])
+        if self.meter.gpu:
+            self._replay(result, entries)
+
+    def _replay(self, result: Result, entries: dict[str, _Entry]) -> None:
+        """What is over soon, once more as a CUDA graph; a call that waits for the host cannot be one."""
+        for row in result.rows:
+            entry = entries.get(row.name)
+            if entry is None or entry.spoils or row.times is None or row.times.median > SHORT:
+                continue
+            try:
+                row.replay = self.meter.replayed(entry, self.plan.rounds).median
+            except RuntimeError as why:
+                row.note = "; ".join(filter(None, [row.note, f"no CUDA graph: {_said(why)}"]))
+                self.meter.wait()
+
+
+@contextmanager
+def _poisoned() -> Iterator[None]:
+    """New memory is full of NaN, so that a result left unwritten shows."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def _said(why: BaseException) -> str:
+    """One line of an error."""
+    lines = [line.strip() for line in str(why).splitlines() if line.strip()]
+    return f"{type(why).__name__}: {lines[0][:160]}" if lines else type(why).__name__
+
+
+def run_all(bench: Bench, cases: Sequence[Case], until: float | None) -> Iterator[Result]:
+    """All cases; those that begin past the time `until` (of time.monotonic) are said to be left out."""
+    for case in cases:
+        if until is not None and time.monotonic() > until:
+            yield Result(case, [Row(OURS, "skipped", "the time given was over")])
+        else:
+            yield bench.run(case)

@@ -1,0 +1,36 @@
+"""Every op has a case, and every case is of an op."""
+
+import pytest
+import torch
+
+import selfsup.triton_ops as ops
+from selfsup.cli.bench_case import Draw, find
+from selfsup.cli.bench_cases import cases
+from selfsup.cli.bench_parity import error, exact, step
+
+# What `selfsup.triton_ops` shows that is no op with a reference of its own.
+NO_CASE: set[str] = set()
+
+
+def test_every_public_op_has_a_case_at_either_size():
+    functions = {
+        name for name in ops.__all__ if callable(getattr(ops, name)) and not isinstance(getattr(ops, name), type)
+    }
+    for full in (False, True):
+        assert functions - NO_CASE <= {case.op for case in cases(full)}
+    assert {case.op for case in cases(True)} == {case.op for case in cases(False)}
+
+
+def test_names_of_cases_are_unique():
+    for full in (False, True):
+        names = [case.name for case in cases(full)]
+        assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("case", cases(False), ids=lambda case: case.name)
+def test_every_case_is_of_an_op_that_equals_its_reference(case):
+    find(case.op), find(case.op, "_reference")
+    arrays = exact(case.make(Draw(torch.device("cpu"), torch.float32, 0)))
+    found, true = step(case.ours, arrays)(), step(case.truth or case.reference, arrays)()
+    assert error(found, true)[0] < 1e-6
+    assert case.least > 0
