@@ -19,9 +19,10 @@ from transformers.models.wav2vec2 import modeling_wav2vec2 as peer
 
 from selfsup.kernel import Signal, Step, Tower
 from selfsup.plugins.backbones.transformer import Transformer
-from selfsup.plugins.common.masking import capacity, pack, pick
+from selfsup.plugins.common.masking import pack, pick
 from selfsup.plugins.modalities.audio import Audio
 from selfsup.plugins.objectives.wav2vec2 import Wav2Vec2
+from selfsup.triton_ops.masks_span import capacity
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ What differs from the paper, and why:
   factor of 0.999995 a step meets its floor after 277,258 steps, which a shorter run never sees.
   `cooling` = 0.693 and 400,000 steps are the paper's BASE, 1.0 and 600,000 its LARGE.
 * Every utterance is hidden as its own length says; the authors' code trims all rows of a batch to the row
-  with the fewest hidden frames (see `common/masking.py`).
+  with the fewest hidden frames (see `triton_ops/masks_span.py`).
 * z^2 is averaged over the real frames of an utterance, and utterances by their hidden frames, where the
   authors average over the batch with its padding. So the mean is the same however a batch is split.
 
@@ -44,8 +44,9 @@ from torch.autograd import Function
 
 from selfsup.kernel import Batch, Loss, Objective, Shown, Signal, Stem, Step, Stream, Tower, about
 from selfsup.kernel.errors import ConfigError, ContractError
-from selfsup.plugins.common.masking import Spans, capacity, pack, pick, span_mask
+from selfsup.plugins.common.masking import pack, pick
 from selfsup.plugins.common.quantize import GumbelQuantizer, Quantized, perplexity, usage
+from selfsup.triton_ops.masks_span import Spans, capacity, span_mask
 
 
 class Wav2Vec2(Objective):

@@ -17,10 +17,10 @@ from selfsup.kernel import Loss, Raw, Signal, Step, Tower
 from selfsup.kernel.config import TrainOptions, check, nest
 from selfsup.kernel.errors import ConfigError, ContractError
 from selfsup.plugins.backbones.transformer import Transformer
-from selfsup.plugins.common.masking import span_mask
 from selfsup.plugins.modalities.audio import Audio
 from selfsup.plugins.objectives.wav2vec2 import Wav2Vec2, contrast, others, without
 from selfsup.plugins.services.optimizer import Optimizers
+from selfsup.triton_ops.masks_span import span_mask
 
 SHORT = ((16, 10, 5), (16, 3, 2), (16, 2, 2))  # 20 samples a frame, 35 seen by one
 STEP = Step(3, 10, seed=5)
