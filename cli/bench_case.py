@@ -94,6 +94,11 @@ def find(op: str, ending: str = "") -> Call:
     return cast(Call, found)
 
 
+def borrowed(module: str, name: str) -> Call:
+    """A function of another package, imported now."""
+    return cast(Call, getattr(importlib.import_module(module), name))
+
+
 class Draw:
     """Makes the arrays of a case, from a seed, on a device and in a type."""
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .bench_case import Arrays, Call, Case, Draw, Peer
+from .bench_case import Arrays, Call, Case, Draw, Peer, borrowed
 
 TEMPERATURE, SCALE = 0.07, 1 / 0.07
 PART = 4096  # rows of similarities in float64 at once
@@ -129,34 +129,31 @@ def _open_clip(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
 
 
 def _memeff_clip() -> Call:
-    from memeff import MemoryEfficientCLIPLoss
-
-    loss = MemoryEfficientCLIPLoss(temperature=TEMPERATURE, normalized_inputs=True, stable=False)
+    make = borrowed("memeff", "MemoryEfficientCLIPLoss")
+    loss = make(temperature=TEMPERATURE, normalized_inputs=True, stable=False)
     return lambda x, y, scale: loss(x, y)
 
 
 def _memeff_rows() -> Call:
-    from memeff import MemoryEfficientQwen3Loss
-
+    make = borrowed("memeff", "MemoryEfficientQwen3Loss")
     # A margin of 2 masks no negative.
-    loss = MemoryEfficientQwen3Loss(temperature=TEMPERATURE, margin=2.0, normalized_inputs=True, stable=False)
+    loss: Call = make(temperature=TEMPERATURE, margin=2.0, normalized_inputs=True, stable=False)
     return loss
 
 
 def _inf_cl() -> Call:
-    from inf_cl import cal_inf_loss
-
-    return lambda q, k: cal_inf_loss(q, k, scale=SCALE, head_dim=_head(q.shape[1]))
+    loss = borrowed("inf_cl", "cal_inf_loss")
+    return lambda q, k: loss(q, k, scale=SCALE, head_dim=_head(q.shape[1]))
 
 
 def _inf_cl_both() -> Call:
-    from inf_cl import cal_inf_loss
+    loss = borrowed("inf_cl", "cal_inf_loss")
 
-    def loss(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
+    def both(x: Tensor, y: Tensor, scale: Tensor) -> Any:
         head = _head(x.shape[1])
-        return (cal_inf_loss(x, y, scale=scale, head_dim=head) + cal_inf_loss(y, x, scale=scale, head_dim=head)) / 2
+        return (loss(x, y, scale=scale, head_dim=head) + loss(y, x, scale=scale, head_dim=head)) / 2
 
-    return loss
+    return both
 
 
 def _head(width: int) -> int:

@@ -7,14 +7,14 @@ twice: as they are, and on rows that were gathered before the clock began.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .bench_case import Arrays, Call, Case, Draw, Peer
+from .bench_case import Arrays, Call, Case, Draw, Peer, borrowed
 
 SURE = 14.0  # what a favoured label's logit is above the others
 NONE = -100
@@ -111,61 +111,43 @@ def _torch() -> Call:
 
 
 def _liger() -> Call:
-    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy as loss
-
+    loss = borrowed("liger_kernel.transformers.functional", "liger_fused_linear_cross_entropy")
     return lambda h, w, y: loss(h, w, y, ignore_index=NONE)
 
 
-def _cce(kind: str) -> Call:
-    from cut_cross_entropy import linear_cross_entropy
-
-    return lambda h, w, y: linear_cross_entropy(h, w, y, ignore_index=NONE, impl=kind)
+def _cce() -> Call:
+    loss = borrowed("cut_cross_entropy", "linear_cross_entropy")
+    return lambda h, w, y: loss(h, w, y, ignore_index=NONE, impl="cce")
 
 
 def _cce_exact() -> Call:
-    """The release of January 2025 has no such preset; without its filter it leaves nothing out."""
-    import inspect
-
-    from cut_cross_entropy import linear_cross_entropy
-
-    if "filter_eps" in inspect.signature(linear_cross_entropy).parameters and not _has_presets():
-        return lambda h, w, y: linear_cross_entropy(h, w, y, ignore_index=NONE, filter_eps=None)
-    return _cce("cce_exact")
-
-
-def _has_presets() -> bool:
-    import cut_cross_entropy
-
-    return hasattr(cut_cross_entropy, "LinearCrossEntropyImpl") and any(
-        "EXACT" in name for name in dir(cut_cross_entropy.LinearCrossEntropyImpl)
-    )
+    """The preset; the release of January 2025 has none, but leaves nothing out either if its filter is off."""
+    loss = borrowed("cut_cross_entropy", "linear_cross_entropy")
+    presets = importlib.import_module("cut_cross_entropy.linear_cross_entropy").LinearCrossEntropyImpl
+    if any("EXACT" in name for name in dir(presets)):
+        return lambda h, w, y: loss(h, w, y, ignore_index=NONE, impl="cce_exact")
+    return lambda h, w, y: loss(h, w, y, ignore_index=NONE, impl="cce", filter_eps=None)
 
 
 def _quack() -> Call:
-    from quack.linear_cross_entropy import chunked_linear_cross_entropy
-
-    return lambda h, w, y: chunked_linear_cross_entropy(h, w, y, ignore_index=NONE)
+    loss = borrowed("quack.linear_cross_entropy", "chunked_linear_cross_entropy")
+    return lambda h, w, y: loss(h, w, y, ignore_index=NONE)
 
 
 def _liger_plain() -> Call:
-    from liger_kernel.transformers.functional import liger_cross_entropy
-
-    return lambda logits, y: liger_cross_entropy(logits, y, ignore_index=NONE)
+    loss = borrowed("liger_kernel.transformers.functional", "liger_cross_entropy")
+    return lambda logits, y: loss(logits, y, ignore_index=NONE)
 
 
 def _quack_plain() -> Call:
-    from quack.cross_entropy import cross_entropy
-
-    def loss(logits: Tensor, y: Tensor) -> Any:
-        return cross_entropy(logits, y, ignore_index=NONE, reduction="mean")
-
-    return loss
+    loss = borrowed("quack.cross_entropy", "cross_entropy")
+    return lambda logits, y: loss(logits, y, ignore_index=NONE, reduction="mean")
 
 
 LINEAR = {
     "torch": Peer(_torch, only_gpu=False),
     "liger": Peer(_liger),
-    "cce": Peer(lambda: _cce("cce")),
+    "cce": Peer(_cce),
     "cce_exact": Peer(_cce_exact),
     "quack": Peer(_quack),
 }

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from selfsup.kernel.random import Stream, key_of
 
-from .bench_case import Call, Case, Draw, Peer
+from .bench_case import Call, Case, Draw, Peer, borrowed
 
 KEY = key_of(0, "bench")
 OTHERS = "draws other numbers, and is not compared"
@@ -107,6 +107,5 @@ def _mae_mask(ids: Tensor, real: Tensor) -> tuple[Tensor, ...]:
 
 def _transformers() -> Call:
     """Its masks are made by NumPy on the host, row by row, and copied."""
-    from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices as indices
-
+    indices = borrowed("transformers.models.wav2vec2.modeling_wav2vec2", "_compute_mask_indices")
     return lambda ids, real: torch.from_numpy(indices(tuple(real.shape), 0.65, 10, min_masks=2)).to(real.device)

@@ -50,7 +50,7 @@ class Meter:
             start = time.perf_counter()
             f()
             return 1e3 * (time.perf_counter() - start)
-        start_event, end_event = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start_event, end_event = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         self.cache.zero_()
         start_event.record()
         f()
@@ -83,7 +83,7 @@ class Meter:
 
     def replayed(self, f: Timed, rounds: int) -> Times:
         """Times of a CUDA graph of the call; raises where the call waits for the host."""
-        aside = torch.cuda.Stream(self.device)
+        aside = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(aside):
             for _ in range(3):
@@ -121,7 +121,7 @@ def _memory_of_cpu(f: Timed) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
         kept = f()
     del kept
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     now = most = 0
     for event in sorted(events, key=lambda e: int(e.start_ns())):
         now += event.nbytes()
