@@ -11,9 +11,9 @@ As in the authors' code the linear layers of both towers start Xavier-uniform, t
 normal(0, 0.02), and both tokens are decayed, as matrices are; biases and norms are not.
 
 Deviations: the head runs at hidden patches alone. Tokens know their places, so the decoder gets the visible ones and
-then the hidden ones, in no need of sorting. In the positions a grid's rows come before its columns, in the authors'
-code after them: the same model, its channels in another order. Crops are resized bilinearly, the paper's bicubically.
-Evaluation averages all tokens, the class token among them.
+then the hidden ones, side by side for the head: nothing is sorted before it or picked behind it. In the positions a
+grid's rows come before its columns, in the authors' code after them: the same model, its channels in another order.
+Crops are resized bilinearly, the paper's bicubically. Evaluation averages all tokens, the class token among them.
 
 Shapes: B batch, T patches, K visible and M hidden ones, P values of a patch, D width of the encoder, E of the decoder.
 """
@@ -31,8 +31,13 @@ from selfsup.kernel.config import about
 from selfsup.kernel.contracts import Batch, Loss, Objective, Shown, Signal, Step, Tower
 from selfsup.kernel.errors import ConfigError, ContractError
 from selfsup.plugins.common.class_token import ClassToken
-from selfsup.plugins.common.masking import hidden_count, pack, pick, random_mask
 from selfsup.plugins.common.patch_stem import PatchStem
+from selfsup.triton_ops._masks import Masked, dealt
+from selfsup.triton_ops.masks_random import hidden_count, random_mask
+from selfsup.triton_ops.patch_mse import patch_mse_with_spread
+from selfsup.triton_ops.take_patches import take_patches
+
+EPS = 1e-6  # added to the variance of a patch
 
 
 class MAE(Objective):
@@ -140,38 +145,33 @@ class MAE(Objective):
         """A crop of every sample, flipped or not, and otherwise as it is."""
         return self.encoder.view(batch["encoder"], self.extent, step.draw("view", batch["ids"]), 0.0)
 
-    def hide(self, patches: Signal, batch: Batch, step: Step) -> Tensor:
-        """Which patches of each sample are hidden: [B, T] bool."""
+    def hide(self, patches: Signal, batch: Batch, step: Step) -> Masked:
+        """Which patches of each sample are hidden, and which are seen."""
         if patches.x.shape[1] < 2:
             raise ContractError(
                 "a sample of one patch is either hidden or seen; choose smaller patches or larger samples"
             )
         return random_mask(step.draw("mask", batch["ids"]), patches.real(), self.mask_share)
 
-    def score(self, patches: Signal, hidden: Tensor) -> Loss:
-        """The loss of hiding these [B, T], as many as `hide` does, of the patches [B, T, P]."""
-        guess, index, valid = self.guess(patches, hidden)
-        with torch.autocast(guess.device.type, enabled=False):
-            exact = self.mask_token.dtype
-            target = pick(patches.x, index).to(exact)  # [B, M, P]
-            target = normalised(target)[0] if self.norm_pixels else target
-            count = valid.sum()
-            total = mean_over(valid, (guess.to(exact) - target).square())
-            with torch.no_grad():
-                spread = mean_over(valid, (target - mean_over(valid, target)).square())
-                explained = 1 - total / spread.clamp(min=1e-6)
-        return Loss(total, {"explained": explained}, weight=count)
+    def score(self, patches: Signal, hidden: Masked | Tensor) -> Loss:
+        """The loss of hiding these of the patches [B, T, P]: what `hide` gives, or [B, T] bool with as many."""
+        guess, mask = self.guess(patches, hidden)
+        total, spread = patch_mse_with_spread(
+            guess, patches.x, mask.hide, mask.hide_real, normalize=self.norm_pixels, eps=EPS
+        )
+        explained = 1 - total.detach() / spread.clamp(min=1e-6)
+        return Loss(total, {"explained": explained}, weight=mask.hide_real.sum())
 
-    def guess(self, patches: Signal, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the hidden patches are taken to be [B, M, P], their places [B, M], and which of these are any [B, M]."""
+    def guess(self, patches: Signal, hidden: Masked | Tensor) -> tuple[Tensor, Masked]:
+        """What the hidden patches are taken to be [B, M, P], in the order of `hide` in the mask that comes with it."""
         tokens = patches.x.shape[1]
         count = hidden_count(tokens, self.mask_share)  # M
-        seen, unseen = pack(~hidden & patches.real(), tokens - count), pack(hidden, count)
-        encoded = self.encoder.backbone(self.encoder.stem.tokens(taken(patches, *seen)))  # [B, 1 + K, D]
-        wanted = taken(patches, *unseen)
-        masks = self.mask_token.expand(*wanted.x.shape[:2], -1)  # [B, M, E]
-        given = joined(replace(encoded, x=self.project(encoded.x)), replace(wanted, x=masks))  # [B, 1 + K + M, E]
-        return self.head(self.decoder(given).x[:, -count:]), *unseen
+        mask = hidden if isinstance(hidden, Masked) else dealt(hidden, patches.real(), tokens - count)
+        seen = replace(places(patches, mask.keep), x=take_patches(patches.x, mask.keep))  # [B, K, P]
+        encoded = self.encoder.backbone(self.encoder.stem.tokens(seen))  # [B, 1 + K, D]
+        wanted = replace(places(patches, mask.hide), x=self.mask_token.expand(*mask.hide.shape, -1))  # [B, M, E]
+        given = joined(replace(encoded, x=self.project(encoded.x)), wanted)  # [B, 1 + K + M, E]
+        return self.head(self.decoder(given).x[:, -count:]), mask
 
     @torch.no_grad()
     def show(self, batch: Batch, step: Step, guess: bool = True) -> Mapping[str, Sequence[Shown]]:
@@ -181,18 +181,17 @@ class MAE(Objective):
         """
         view, stem = self.view(batch, step), self.encoder.stem
         patches = stem.cut(view)
-        hidden = self.hide(patches, batch, step)
+        mask = self.hide(patches, batch, step)
         grey = (patches.x.amin((1, 2), keepdim=True) + patches.x.amax((1, 2), keepdim=True)) / 2  # [B, 1, 1]
-        shown = {"view": patches.x, "what the model sees": torch.where(hidden[..., None], grey, patches.x)}
+        visible = torch.where(mask.hidden[..., None], grey, patches.x)
+        shown = {"view": patches.x, "what the model sees": visible}
         if guess:
-            values, index, valid = self.guess(patches, hidden)
-            true = pick(patches.x, index)  # [B, M, P]
+            values, true = self.guess(patches, mask)[0].to(patches.x.dtype), take_patches(patches.x, mask.hide)
             if self.norm_pixels:
-                _, mean, std = normalised(true)
-                values = values.to(true.dtype) * std + mean
-            values = torch.where(valid[..., None], values.to(true.dtype), true)
+                values = values * (true.var(-1, keepdim=True) + EPS).sqrt() + true.mean(-1, keepdim=True)
+            values = torch.where(mask.hide_real[..., None], values, true)
             caption = "rebuilt" + ", each patch with its true mean and deviation" * self.norm_pixels
-            shown[caption] = patches.x.scatter(1, index[..., None].expand_as(values), values)
+            shown[caption] = patches.x.scatter(1, mask.hide[..., None].expand_as(values), values)
         return {name: self.encoder.modality.show(stem.uncut(x, view)) for name, x in shown.items()}
 
 
@@ -210,10 +209,9 @@ def stem_of(encoder: Tower) -> PatchStem:
     )
 
 
-def taken(patches: Signal, index: Tensor, valid: Tensor) -> Signal:
-    """The patches named by index [B, K]; those that are not valid become padding, in signals that know padding."""
-    some = patches.take(index)
-    return some if some.segments is None else replace(some, segments=some.segments * valid)
+def places(patches: Signal, index: Tensor) -> Signal:
+    """Where the patches are that index [B, K] names, without their values."""
+    return replace(patches, x=patches.x[..., :0]).take(index)
 
 
 def joined(first: Signal, second: Signal) -> Signal:
@@ -221,18 +219,6 @@ def joined(first: Signal, second: Signal) -> Signal:
     ours, theirs = first.segments, second.segments
     segments = None if ours is None or theirs is None else torch.cat([ours, theirs], 1)
     return Signal(torch.cat([first.x, second.x], 1), segments, torch.cat([first.places(), second.places()], 1))
-
-
-def normalised(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Patches [..., P] with mean 0 and variance 1, and the means and standard deviations that they had."""
-    std = (x.var(-1, keepdim=True) + 1e-6).sqrt()
-    mean = x.mean(-1, keepdim=True)
-    return (x - mean) / std, mean, std
-
-
-def mean_over(valid: Tensor, x: Tensor) -> Tensor:
-    """The mean of the valid [B, M] of x [B, M, P]: []."""
-    return torch.where(valid, x.mean(-1), 0.0).sum() / valid.sum().clamp(min=1)
 
 
 def start(module: nn.Module) -> None:

@@ -155,9 +155,9 @@ def test_the_guesses_are_those_of_transformers_at_hidden_patches() -> None:
     x = torch.randn(2, CHANNELS, SIZE, SIZE).double()
     want = theirs(x, noise=torch.rand(2, PATCHES))
     with torch.no_grad():
-        guess, index, valid = ours.guess(ours.encoder.stem.cut(Signal(x)), want.mask.bool())
-    assert valid.all()
-    torch.testing.assert_close(guess, want.logits[torch.arange(2)[:, None], index], rtol=0, atol=1e-10)
+        guess, mask = ours.guess(ours.encoder.stem.cut(Signal(x)), want.mask.bool())
+    assert mask.hide_real.all()
+    torch.testing.assert_close(guess, want.logits[torch.arange(2)[:, None], mask.hide], rtol=0, atol=1e-10)
 
 
 # --- what is seen and what is not
@@ -167,26 +167,26 @@ def test_the_count_is_exact_and_the_choice_is_the_samples_own() -> None:
     model, raw = objective(), photos(6)
     batch = batch_of(raw)
     patches = model.encoder.stem.cut(model.view(batch, STEP))
-    hidden = model.hide(patches, batch, STEP)
+    hidden = model.hide(patches, batch, STEP).hidden
     assert (hidden.sum(1) == 27).all()
     assert len(hidden.unique(dim=0)) == 6
     some = [4, 1]
     part = {"encoder": Signal(raw.x[some]), "ids": batch["ids"][some]}
-    assert torch.equal(model.hide(model.encoder.stem.cut(model.view(part, STEP)), part, STEP), hidden[some])
-    assert not torch.equal(model.hide(patches, {"ids": batch["ids"] + 2**40}, STEP), hidden), "the next epoch"
+    assert torch.equal(model.hide(model.encoder.stem.cut(model.view(part, STEP)), part, STEP).hidden, hidden[some])
+    assert not torch.equal(model.hide(patches, {"ids": batch["ids"] + 2**40}, STEP).hidden, hidden), "the next epoch"
 
 
 def test_the_encoder_gets_visible_patches_alone() -> None:
     """Whatever is behind hidden patches, the guesses are the same; and so few tokens go through the encoder."""
     model = objective()
     patches = model.encoder.stem.cut(Signal(torch.randn(2, CHANNELS, SIZE, SIZE)))
-    hidden = model.hide(patches, {"ids": torch.arange(2)}, STEP)
-    other = replace(patches, x=torch.where(hidden[..., None], torch.nan, patches.x))
+    mask = model.hide(patches, {"ids": torch.arange(2)}, STEP)
+    other = replace(patches, x=torch.where(mask.hidden[..., None], torch.nan, patches.x))
     seen = []
     for part in (model.encoder.stem.patches.embed, model.encoder.backbone, model.head):
         part.register_forward_pre_hook(lambda _, given: seen.append(getattr(given[0], "x", given[0]).shape[1]))
     with torch.no_grad():
-        assert torch.equal(model.guess(patches, hidden)[0], model.guess(other, hidden)[0])
+        assert torch.equal(model.guess(patches, mask)[0], model.guess(other, mask)[0])
     assert seen[:3] == [9, 10, 27], "patches embedded; tokens of the encoder; patches rebuilt"
 
 
@@ -194,18 +194,20 @@ def test_the_loss_is_the_error_at_hidden_patches_alone() -> None:
     """Visible patches are no targets: the loss is the definition's, worked out patch by patch from the guesses."""
     model = objective()
     patches = model.encoder.stem.cut(Signal(torch.randn(2, CHANNELS, SIZE, SIZE)))
-    hidden = model.hide(patches, {"ids": torch.arange(2)}, STEP)
+    mask = model.hide(patches, {"ids": torch.arange(2)}, STEP)
     with torch.no_grad():
-        loss, (guess, index, _) = model.score(patches, hidden), model.guess(patches, hidden)
+        loss, (guess, _) = model.score(patches, mask), model.guess(patches, mask)
     errors = []
     for row in range(2):
-        assert index[row].tolist() == hidden[row].nonzero()[:, 0].tolist()
-        for values, place in zip(guess[row], index[row], strict=True):
+        assert mask.hide[row].tolist() == mask.hidden[row].nonzero()[:, 0].tolist()
+        for values, place in zip(guess[row], mask.hide[row], strict=True):
             x = patches.x[row, place].double()
             target = (x - x.sum() / 48) / (((x - x.sum() / 48) ** 2).sum() / 47 + 1e-6).sqrt()
             errors.append(((values - target) ** 2).mean())
     assert float(loss.total) == pytest.approx(float(torch.stack(errors).mean()), rel=1e-5)
     assert loss.weight == len(errors) == 54
+    with torch.no_grad():
+        assert model.score(patches, mask.hidden) == loss, "a mask of one's own"
 
 
 def test_predicting_the_mean_explains_nothing() -> None:
@@ -291,14 +293,15 @@ def test_show_rebuilds_hidden_patches_and_leaves_the_others() -> None:
     view, visible, rebuilt = (Signal(torch.stack(x)) for x in shown.values())
     assert torch.equal(view.x, model.view(batch, STEP).x)
     cut = model.encoder.stem.cut
-    hidden = model.hide(cut(view), batch, STEP)
+    mask = model.hide(cut(view), batch, STEP)
+    hidden = mask.hidden
     for x in (visible, rebuilt):
         assert torch.equal(cut(x).x[~hidden], cut(view).x[~hidden])
     assert (cut(visible).x[0][hidden[0]] == (view.x[0].min() + view.x[0].max()) / 2).all()
     true, guess = cut(view).x[hidden].double(), cut(rebuilt).x[hidden].double()
     assert not torch.isclose(true, guess).all(-1).any()
     with torch.no_grad():
-        plain = model.guess(cut(view), hidden)[0].flatten(0, 1).double()
+        plain = model.guess(cut(view), mask)[0].flatten(0, 1).double()
     want = plain * (true.var(-1, keepdim=True) + 1e-6).sqrt() + true.mean(-1, keepdim=True)
     torch.testing.assert_close(guess, want, rtol=0, atol=1e-5)
 
