@@ -41,6 +41,7 @@ def bench() -> None:
     help="The turns of one contestant take at most so long, but three are taken.",
 )  # fmt: skip
 @click.option("--limit", type=click.FloatRange(min=0, min_open=True), help="Begin no case after so many seconds.")
+@click.option("--check-only", is_flag=True, help="Check, and time nothing.")
 @click.option("--out", metavar="FOLDER", type=_path, help="Where ops.json and ops.png are written.")
 @click.option("--list", "only_list", is_flag=True, help="Name the cases, and measure none.")
 def ops(names: tuple[str, ...], device: str, only_list: bool, **given: Any) -> None:
@@ -97,6 +98,7 @@ def _measure(
     rounds: int | None,
     seconds: float,
     limit: float | None,
+    check_only: bool,
     out: Path | None,
     dtype: str | None,
 ) -> list[str]:
@@ -107,7 +109,7 @@ def _measure(
     from .bench_measure import Meter, ceilings
     from .bench_run import Bench, Plan, run_all
 
-    start, gpu, timed = time.monotonic(), place.type == "cuda", not show.interpreted()
+    start, gpu, timed = time.monotonic(), place.type == "cuda", not (check_only or show.interpreted())
     if gpu:
         torch.cuda.set_device(place)
     kind = getattr(torch, dtype or ("bfloat16" if gpu else "float32"))

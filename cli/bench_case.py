@@ -67,7 +67,12 @@ class Case:
 
     def reference(self, *arrays: Any) -> Any:
         """The specification in plain torch."""
-        return self.call(find(self.op, "_reference"), *arrays)
+        return self.plain()(*arrays)
+
+    def plain(self) -> Call:
+        """The specification as a function that a compiler can read."""
+        call, reference = self.call, find(self.op, "_reference")
+        return lambda *arrays: call(reference, *arrays)
 
 
 HOMES = {  # of ops whose file has another name
@@ -129,5 +134,5 @@ class Draw:
         return order[:, :count].sort(1).values
 
     def number(self, value: float, learned: bool = True) -> Tensor:
-        """A learned number, float32 [1]."""
-        return torch.tensor([value], device=self.device).requires_grad_(learned)
+        """A learned number, float32 []."""
+        return torch.tensor(value, device=self.device).requires_grad_(learned)

@@ -81,8 +81,21 @@ class Meter:
             fresh[name]()
         return self.once(f)
 
+    def waits(self, f: Timed) -> bool:
+        """Whether a call makes the host wait for the GPU, as far as torch sees."""
+        before = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            f()
+        except RuntimeError:
+            return True
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+            self.wait()
+        return False
+
     def replayed(self, f: Timed, rounds: int) -> Times:
-        """Times of a CUDA graph of the call; raises where the call waits for the host."""
+        """Times of a CUDA graph of the call, which must not wait for the host."""
         aside = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(aside):

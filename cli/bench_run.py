@@ -34,6 +34,7 @@ class Row:
     times: Times | None = None
     replay: float | None = None
     memory: int | None = None
+    waits: bool | None = None  # for the host, on a GPU
 
 
 @dataclass
@@ -92,7 +93,6 @@ class Bench:
     def run(self, case: Case) -> Result:
         """One case: everyone is checked; those that are right are timed in turns; then their memory is measured."""
         result = Result(case)
-        torch._dynamo.reset()
         try:
             arrays = case.make(Draw(self.plan.device, self.plan.kind, seed=1))
             entries = self._checked(result, arrays)
@@ -127,7 +127,8 @@ class Bench:
         if self._wanted(COMPILED):
             row = Row(COMPILED)
             result.rows.append(row)
-            f = torch.compile(case.reference, dynamic=False)
+            torch._dynamo.reset()
+            f = torch.compile(case.plain(), dynamic=False)
             self._check(row, lambda: _Entry(f, arrays, None), truth, eager.error, entries)
         for name, peer in case.peers.items():
             if self._wanted(name):
@@ -215,19 +216,20 @@ class Bench:
                 entries[row.name].fresh()
                 row.memory = self.meter.memory(entries[row.name])
         if self.meter.gpu:
-            self._replay(result, entries)
+            for row in result.rows:
+                if row.name in entries and row.times is not None:
+                    self._replay(row, entries[row.name])
 
-    def _replay(self, result: Result, entries: dict[str, _Entry]) -> None:
-        """What is over soon, once more as a CUDA graph; a call that waits for the host cannot be one."""
-        for row in result.rows:
-            entry = entries.get(row.name)
-            if entry is None or entry.spoils or row.times is None or row.times.median > SHORT:
-                continue
+    def _replay(self, row: Row, entry: _Entry) -> None:
+        """Whether it waits for the host; what does not and is over soon, once more as a CUDA graph."""
+        row.waits = self.meter.waits(entry)
+        if row.waits:
+            row.note = "; ".join(filter(None, [row.note, "makes the host wait"]))
+        elif row.times is not None and row.times.median < SHORT and not entry.spoils:
             try:
                 row.replay = self.meter.replayed(entry, self.plan.rounds).median
             except RuntimeError as why:
                 row.note = "; ".join(filter(None, [row.note, f"no CUDA graph: {_said(why)}"]))
-                self.meter.wait()
 
 
 @contextmanager
