@@ -39,7 +39,7 @@ class Case:
 
     `call(op, *arrays)` calls the op or its reference; `products` are the matrix products (rows, inner, columns) that
     any method must take, forward and backward, `least` the bytes that any must move. `truth` is for shapes at which
-    the reference in float64 finds no memory.
+    the reference in float64 finds no memory; `spare` is the share of integers that rounding may decide.
     """
 
     op: str
@@ -50,6 +50,7 @@ class Case:
     least: int = 0
     peers: Mapping[str, Peer] = field(default_factory=dict)
     truth: Call | None = None
+    spare: float = 0.0
 
     @property
     def name(self) -> str:

@@ -62,8 +62,11 @@ def _floats(x: Any) -> bool:
     return isinstance(x, Tensor) and x.is_floating_point()
 
 
-def error(found: list[Tensor | None], true: list[Tensor | None]) -> tuple[float, int]:
-    """(the largest error of all results, how many gradients are missing); infinite where one is not finite."""
+def error(found: list[Tensor | None], true: list[Tensor | None], spare: float = 0.0) -> tuple[float, int]:
+    """(the largest error of all results, how many gradients are missing); infinite where one is not finite.
+
+    Integers are right or wrong: if more than the share `spare` of them differ, the error is at least 1.
+    """
     if len(found) != len(true):
         return math.inf, 0
     worst, missing = 0.0, 0
@@ -75,13 +78,14 @@ def error(found: list[Tensor | None], true: list[Tensor | None]) -> tuple[float,
             continue
         if got.numel() != want.numel():
             return math.inf, missing
-        worst = max(worst, _distance(got.reshape(want.shape), want))
+        worst = max(worst, _distance(got.reshape(want.shape), want, spare))
     return worst, missing
 
 
-def _distance(got: Tensor, want: Tensor) -> float:
+def _distance(got: Tensor, want: Tensor, spare: float) -> float:
     if not want.is_floating_point():
-        return float((got != want).double().mean()) if want.numel() else 0.0
+        unequal = float((got != want).double().mean()) if want.numel() else 0.0
+        return 1 + unequal if unequal > spare else 0.0
     got, want = got.detach(), want.detach()
     size = float(want.double().norm())
     gap = float((got.double() - want.double()).norm())

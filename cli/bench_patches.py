@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,7 +62,7 @@ def _restore(batch: int, tokens: int, kept: int, width: int) -> Case:
         "restore_patches",
         f"B={batch} T={tokens} K={kept} D={width}",
         make,
-        lambda op, seen, index, token, positions: op(seen, index, token, positions, tokens),
+        lambda op, seen, index, token, positions: op(seen, index, token, positions, tokens=tokens),
         least=2 * batch * width * 2 * (kept + tokens),
         peers={"mae's form": Peer(_mae_restore, only_gpu=False)},
     )
@@ -76,9 +77,14 @@ def _error(batch: int, tokens: int, hidden: int, values: int) -> Case:
         "patch_mse",
         f"B={batch} T={tokens} M={hidden} P={values}",
         make,
-        lambda op, guess, patches, index: op(guess, patches, index),
+        lambda op, guess, patches, index: _first(op(guess, patches, index)),
         least=2 * batch * values * 3 * hidden,
     )
+
+
+def _first(found: Any) -> Any:
+    """The loss, where the spread of the targets comes with it."""
+    return found[0] if isinstance(found, tuple) else found
 
 
 def _mae_take(x: Tensor, index: Tensor, positions: Tensor) -> Tensor:

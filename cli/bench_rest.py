@@ -7,17 +7,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from selfsup.kernel.random import Stream, key_of
+
 from .bench_case import Arrays, Call, Case, Draw, Peer
 
 OTHERS = "draws its own crops and colours, and is not compared"
+NOISE = "draws other noise, and is not compared"
 
 
 def cases(full: bool) -> list[Case]:
-    """Of `augment` and `distill_cross_entropy`."""
+    """Of `augment`, `distill_cross_entropy` and `gumbel_quantize`."""
     return [
         _augment(*((1024, 256, 224, 23) if full else (3, 24, 16, 5))),
         _distill(*((8, 2, 64, 65536) if full else (3, 2, 5, 131))),
         _distill(*((1, 1, 4096, 8192) if full else (1, 1, 7, 65))),
+        _gumbel(*((128, 750, 2, 320, 128) if full else (3, 11, 2, 19, 8))),
     ]
 
 
@@ -86,3 +90,27 @@ def _distill(students: int, teachers: int, rows: int, prototypes: int) -> Case:
         lambda op, student, teacher, centre: op(student, teacher, centre, skip_same=students > 1),
         least=2 * rows * prototypes * (2 * students + teachers),  # each read once, and a gradient written
     )
+
+
+def _gumbel(batch: int, frames: int, groups: int, entries: int, width: int) -> Case:
+    def make(draw: Draw) -> Arrays:
+        logits = draw.normal(batch, frames, groups, entries)
+        return [logits, draw.normal(groups, entries, width), torch.arange(batch, device=draw.device)]
+
+    rows = batch * frames
+    return Case(
+        "gumbel_quantize",
+        f"B={batch} T={frames} G={groups} V={entries} D={width}",
+        make,
+        lambda op, logits, codebook, ids: op(logits, codebook, Stream(key_of(0, "bench"), ids), temperature=1.0),
+        products=((rows, width, entries),) * groups,  # of the gradients that arrive, with the codebook
+        least=2 * rows * groups * (3 * entries + 2 * width),  # logits twice and their gradient; entries, and theirs
+        peers={"torch": Peer(lambda: _gumbel_softmax, differs=NOISE, only_gpu=False)},
+        spare=1e-4,  # of two choices that are alike likely, the last digit of the noise takes one
+    )
+
+
+def _gumbel_softmax(logits: Tensor, codebook: Tensor, ids: Tensor) -> Tensor:
+    """torch.nn.functional.gumbel_softmax, as wav2vec 2.0's code has it: one-hot vectors times the codebook."""
+    chosen = torch.nn.functional.gumbel_softmax(logits.float(), hard=True).to(codebook.dtype)
+    return torch.einsum("btgv,gvd->btgd", chosen, codebook)

@@ -112,7 +112,7 @@ def say(result: Result, timed: bool) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = max(console.width, WIDE)
-    grid = Table(box=box.SIMPLE_HEAD, title=result.case.name, title_justify="left", title_style="bold", pad_edge=False)
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     heads = ("error", *(("ms", "+-", "replay", "x ours", "of limit", "MB") if timed else ()))
     grid.add_column("", no_wrap=True, min_width=22)
     for head in heads:
@@ -127,7 +127,7 @@ def say(result: Result, timed: bool) -> None:
             notes.setdefault(row.note if row.state in ("ok", "wrong") else f"{row.state}: {row.note}", []).append(
                 row.name
             )
-    console.print(grid if grid.row_count else Text(result.case.name, "bold"))
+    console.print(Text(result.case.name, "bold"), *([grid] if grid.row_count else []), sep="\n")
     for note, names in notes.items():
         bad = OURS in names and result.failing()
         console.print(Text(f"  {'; '.join(names)}: {note}", "red" if bad else "dim"), soft_wrap=True)

@@ -27,7 +27,8 @@ def test_a_result_of_another_size_or_number_is_wrong():
 def test_integers_must_be_equal():
     true = [torch.tensor([1, 2, 3, 4])]
     assert parity.error([torch.tensor([1, 2, 3, 4])], true)[0] == 0
-    assert parity.error([torch.tensor([1, 2, 3, 5])], true)[0] == 0.25
+    assert parity.error([torch.tensor([1, 2, 3, 5])], true)[0] == 1.25
+    assert parity.error([torch.tensor([1, 2, 3, 5])], true, spare=0.25)[0] == 0
 
 
 def test_a_gradient_that_is_not_there_is_counted_and_one_that_need_not_be_is_not():

@@ -115,6 +115,14 @@ def test_an_op_that_breaks_or_is_not_there_is_a_failure():
     assert "there is no op 'nothing'" in line
 
 
+def test_a_case_that_cannot_be_made_is_a_failure():
+    def make(draw):
+        raise TypeError("it takes no size")
+
+    (line,) = bench().run(Case("square", "N=1", make, square)).failing()
+    assert line == "square N=1: failed: TypeError: it takes no size"
+
+
 def test_arrays_prepared_for_a_peer_are_judged_by_the_reference_on_them():
     half = Peer(lambda: square, prepare=lambda arrays: [arrays[0].detach()[::2].requires_grad_()], only_gpu=False)
     assert row(bench().run(toy({"half": half})), "half").state == "ok"
