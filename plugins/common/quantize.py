@@ -6,21 +6,20 @@ as a product quantiser in Baevski et al. 2020, "wav2vec 2.0", section 2, eq. 1:
     code_g = argmax_v (l_gv + n_gv),    p_gv = softmax_v((l_gv + n_gv) / tau),    n Gumbel noise
 
 The forward pass is a lookup, q = [e_1,code_1 ; ... ; e_G,code_G]; the backward pass takes the gradient
-as if q had been the average of the entries under p. Neither makes the product of every frame with
-every entry, [N, G, V, D / G].
+as if q had been the average of the entries under p. See `triton_ops/gumbel_quantize.py`, which keeps no noise.
 
 Shapes: G groups, V entries of each, L width of the input, D of the output; `...` any leading shape.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
 
-from selfsup.kernel import gather
+from selfsup.kernel import Stream, gather
+from selfsup.triton_ops.gumbel_quantize import gumbel_quantize
 
 
 class Quantized(NamedTuple):
@@ -42,37 +41,15 @@ class GumbelQuantizer(nn.Module):
         nn.init.normal_(self.logits.weight)
         nn.init.zeros_(self.logits.bias)
 
-    def forward(self, x: Tensor, noise: Tensor | None = None, temperature: float = 1.0) -> Quantized:
-        """Quantise x [..., L]; noise [..., G, V] is standard Gumbel, or None for the likeliest code."""
+    def forward(self, x: Tensor, noise: Stream | Tensor | None = None, temperature: float = 1.0) -> Quantized:
+        """Quantise x [..., L], by the likeliest code, or with standard Gumbel noise.
+
+        noise: of a stream for each x[b] where x is [B, ..., L]; or ready made, [..., G, V].
+        """
         logits: Tensor = self.logits(x).unflatten(-1, self.codebook.shape[:2])  # [..., G, V]
-        scores = (logits if noise is None else logits + noise) / temperature
-        vectors, codes = _Choose.apply(scores, self.codebook)  # type: ignore[no-untyped-call]
+        scores, draw = (logits + noise, None) if isinstance(noise, Tensor) else (logits, noise)
+        vectors, codes = gumbel_quantize(scores, self.codebook, draw, temperature=temperature)
         return Quantized(vectors.flatten(-2), codes, logits)  # [..., D], [..., G], [..., G, V]
-
-
-class _Choose(Function):
-    """The entry with the highest score; its gradient is that of the average under softmax(scores)."""
-
-    @staticmethod
-    def forward(ctx: Any, scores: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
-        groups, entries, _ = codebook.shape
-        codes = scores.argmax(-1)  # [..., G]
-        rows = codes + torch.arange(groups, device=codes.device) * entries  # [..., G], into the flat codebook
-        vectors = codebook.flatten(0, 1).index_select(0, rows.flatten()).view(*codes.shape, -1)  # [..., G, D / G]
-        ctx.save_for_backward(scores, codebook, rows)
-        ctx.mark_non_differentiable(codes)
-        return vectors, codes
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        scores, codebook, rows = ctx.saved_tensors
-        grad = grads[0].flatten(0, -3)  # [N, G, D / G]
-        chance = scores.flatten(0, -3).softmax(-1)  # [N, G, V]
-        along = torch.einsum("ngd,gvd->ngv", grad, codebook)  # [N, G, V]
-        to_scores = chance * (along - (chance * along).sum(-1, keepdim=True))
-        to_codebook = torch.zeros_like(codebook).flatten(0, 1)  # [G V, D / G]
-        to_codebook.index_add_(0, rows.flatten(), grad.flatten(0, 1))
-        return to_scores.view_as(scores), to_codebook.view_as(codebook)
 
 
 def usage(chance: Tensor, valid: Tensor) -> Tensor:

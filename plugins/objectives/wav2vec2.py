@@ -171,7 +171,7 @@ class Wav2Vec2(Objective):
         hidden = span_mask(step.draw("mask", ids), local.real(), self.spans)  # [B, T]
         size = capacity(hidden.shape[1], self.spans)
         negatives = others(step.draw("negatives", ids), hidden.sum(1), size, self.negatives)  # [B, M, K]
-        noise = step.draw("gumbel", ids).gumbel(size, *self.quantize.codebook.shape[:2]) if self.training else None
+        noise = step.draw("gumbel", ids) if self.training else None
         return self.score(local, hidden, negatives, noise, self.gumbel_temperature(step))
 
     def gumbel_temperature(self, step: Step) -> float:
@@ -184,11 +184,14 @@ class Wav2Vec2(Objective):
         local: Signal = self.encoder.stem.latents(raw)
         return replace(local, x=_ScaleGradient.apply(local.x, self.feature_scale))  # type: ignore[no-untyped-call]
 
-    def score(self, local: Signal, hidden: Tensor, negatives: Tensor, noise: Tensor | None, gumbel: float) -> Loss:
+    def score(
+        self, local: Signal, hidden: Tensor, negatives: Tensor, noise: Stream | Tensor | None, gumbel: float
+    ) -> Loss:
         """The loss of given choices.
 
         local: latents [B, T, L]. hidden: [B, T] bool. negatives: [B, M, K], for each hidden frame the numbers of K
-        others among the hidden frames of its utterance. noise: [B, M, G, V] or None, at the temperature `gumbel`.
+        others among the hidden frames of its utterance. noise: of a stream, or ready made [B, M, G, V], or None, at the
+        temperature `gumbel`.
         """
         losses, right, valid, target = self.guesses(local, hidden, negatives, noise, gumbel)
         exact = self.hidden.dtype
@@ -214,7 +217,7 @@ class Wav2Vec2(Objective):
         return Loss(total, metrics, weight=counts.sum())
 
     def guesses(
-        self, local: Signal, hidden: Tensor, negatives: Tensor, noise: Tensor | None, gumbel: float
+        self, local: Signal, hidden: Tensor, negatives: Tensor, noise: Stream | Tensor | None, gumbel: float
     ) -> tuple[Tensor, Tensor, Tensor, Quantized]:
         """Loss, whether the truth wins, and whether there is any hidden frame there, [B, M] each; and the targets."""
         index, valid = pack(hidden, negatives.shape[1])  # [B, M]

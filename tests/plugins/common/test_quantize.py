@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from selfsup.kernel.random import stream
 from selfsup.plugins.common import quantize
 from selfsup.plugins.common.quantize import GumbelQuantizer, perplexity, usage
 
@@ -55,6 +56,18 @@ def test_the_noise_decides_between_codes_as_often_as_their_softmax_says() -> Non
     out = q(x, noise)
     often = F.one_hot(out.codes, V).double().mean(0)
     torch.testing.assert_close(often, out.logits[0].softmax(-1), atol=0.01, rtol=0)
+
+
+def test_a_stream_gives_the_noise_that_it_would_have_drawn() -> None:
+    q, x = quantizer(), torch.randn(3, 4, L, dtype=torch.float64)
+    ours = q(x, stream(5, "gumbel", torch.arange(3)), 0.7)
+    ready = q(x, stream(5, "gumbel", torch.arange(3)).gumbel(4, G, V), 0.7)
+    assert torch.equal(ours.codes, ready.codes)
+    assert torch.equal(ours.vectors, ready.vectors)
+    assert not torch.equal(ours.codes, q(x).codes)
+    wanted = list(q.parameters())
+    got, want = (torch.autograd.grad(each.vectors.square().sum(), wanted) for each in (ours, ready))
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-14)
 
 
 def test_usage_averages_over_valid_rows_alone() -> None:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from selfsup.kernel import Loss, Raw, Signal, Step, Tower
+from selfsup.kernel import Loss, Raw, Signal, Step, Stream, Tower
 from selfsup.kernel.config import TrainOptions, check, nest
 from selfsup.kernel.errors import ConfigError, ContractError
 from selfsup.plugins.backbones.transformer import Transformer
@@ -57,8 +57,11 @@ def seen(objective: Wav2Vec2, batch: dict[str, Any]) -> tuple[Loss, dict[str, An
     drawn: dict[str, Any] = {}
     score = objective.score
 
-    def spy(local: Signal, hidden: Tensor, negatives: Tensor, noise: Tensor | None, gumbel: float) -> Loss:
-        drawn.update(local=local, hidden=hidden, negatives=negatives, noise=noise, gumbel=gumbel)
+    def spy(local: Signal, hidden: Tensor, negatives: Tensor, noise: Stream | None, gumbel: float) -> Loss:
+        drawn.update(local=local, hidden=hidden, negatives=negatives, noise=None, gumbel=gumbel)
+        if noise is not None:
+            size = (negatives.shape[1], *objective.quantize.codebook.shape[:2])
+            drawn["noise"] = Stream(noise.key, noise.ids).gumbel(*size)  # [B, M, G, V]
         return score(local, hidden, negatives, noise, gumbel)
 
     objective.score = spy  # type: ignore[method-assign]
