@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -31,9 +31,10 @@ from selfsup.kernel.config import about
 from selfsup.kernel.contracts import Draw, Modality, Sample, Shown, Signal
 from selfsup.kernel.errors import ConfigError, ContractError, DataError
 from selfsup.kernel.random import Stream
-from selfsup.plugins.common import augment, augment_colour
 from selfsup.plugins.common.patch_stem import PatchStem
 from selfsup.plugins.common.photo import SUFFIXES, Photo, decode
+from selfsup.plugins.common.random_crop import crop_boxes
+from selfsup.triton_ops.augment import HUE, AugmentPlan, augment
 
 TRIES = 10  # candidates for a crop, as in every random resized crop
 PLAIN = 7 / 8  # of the shorter side: evaluation resizes to 256 and crops 224
@@ -123,17 +124,7 @@ class Image(Modality):
         multiplies the colour jitter; at 0 grey, blur and solarisation are left out with it.
         """
         plan = self._plan(raw, extent, draw, strength)
-        order, parts = augment.chunks(plan.kind(), self.size**2)
-        plan = _Plan(*(t[order] for t in plan))
-        views = torch.empty(*raw.x.shape[:2], self.size, self.size, device=raw.x.device)
-        columns = raw.x.permute(0, 3, 1, 2)  # [B, S, C, S], as photos lie in memory
-        # Pixels keep float32 where the model around computes in bfloat16, which has fewer levels than a byte.
-        with torch.autocast(raw.x.device.type, enabled=False):
-            for part in parts:
-                canvas = columns.index_select(0, order[part]).permute(0, 2, 3, 1)
-                made = self._make(canvas, _Plan(*(t[part] for t in plan)), strength)
-                views.index_copy_(0, order[part], made)
-        return Signal(views)
+        return Signal(augment(raw.x, plan, self.size, self.mean, self.std, blur=self._kernel))
 
     @torch.no_grad()
     def plain(self, raw: Signal) -> Signal:
@@ -141,64 +132,48 @@ class Image(Modality):
 
         A square of 7/8 of the shorter side; the whole canvas where it is no larger than a view.
         """
-        if raw.x.shape[-1] == self.size:
-            x = raw.x.to(torch.float32, memory_format=torch.contiguous_format)
+        sides, canvas = _size(raw), raw.x.shape[-1]
+        if canvas == self.size:
+            box = torch.cat([torch.zeros_like(sides), torch.full_like(sides, canvas)], 1)
         else:
-            side = PLAIN * _size(raw).min(1, keepdim=True).values  # [B, 1]
-            x = augment.resample(raw.x, *self._taps(raw, (_size(raw) - side) / 2, side.expand(-1, 2)))
-        return Signal(augment_colour.normalise(x.mul_(1 / 255), self.mean, self.std))
+            side = (PLAIN * sides.min(1, keepdim=True).values).expand(-1, 2)
+            box = self._box(raw, (sides - side) / 2, side)
+        return Signal(augment(raw.x, AugmentPlan(box), self.size, self.mean, self.std))
 
-    def _taps(
-        self, raw: Signal, start: Tensor, length: Tensor, flip: Tensor | None = None
-    ) -> tuple[augment.Taps, augment.Taps]:
-        """Rows and columns of the canvas for boxes in the photos' own pixels, [B, 2] each."""
-        side = raw.x.shape[-1]
-        share = side / _size(raw)  # canvas pixels behind one of the photo, down and across
-        (top, left), (height, width) = (start * share).unbind(1), (length * share).unbind(1)
-        return augment.taps(top, height, side, self.size), augment.taps(left, width, side, self.size, flip)
+    def _box(self, raw: Signal, start: Tensor, length: Tensor) -> Tensor:
+        """Boxes on the canvas for those in the photos' own pixels, [B, 2] each: [B, 4]."""
+        share = raw.x.shape[-1] / _size(raw)  # canvas pixels behind one of the photo, down and across
+        return torch.cat([start * share, length * share], 1)
 
-    def _plan(self, raw: Signal, extent: tuple[float, float], draw: Stream, strength: float) -> _Plan:
+    def _plan(self, raw: Signal, extent: tuple[float, float], draw: Stream, strength: float) -> AugmentPlan:
         """Draw everything at once: one long draw costs as much as a short one."""
         u = draw.uniform(4 * TRIES + 14)  # [B, 54]; always as many, so that an option changes its own effect alone
         height, width = _size(raw).unbind(1)
-        box = augment.crop_boxes(height, width, extent, u[:, : 4 * TRIES].reshape(-1, 4, TRIES))
+        box = crop_boxes(height, width, extent, u[:, : 4 * TRIES].reshape(-1, 4, TRIES))
         u = u[:, 4 * TRIES :]
-        rows, columns = self._taps(raw, box[:, :2], box[:, 2:], u[:, 0] < self.flip_chance)
-        factors = [self._factor(kind, u[:, 2 + kind], strength) for kind in range(4)]
-        jitter = augment_colour.plan_jitter(torch.stack(factors, 1), u[:, 6:10].argsort(dim=1, stable=True))
+        order = torch.where(u[:, 1, None] < self.jitter_chance, u[:, 6:10].argsort(dim=1, stable=True), -1)
+        factors = torch.stack([self._factor(kind, u[:, 2 + kind], strength) for kind in range(4)], 1)
         sigma = self.blur_sigma[0] + (self.blur_sigma[1] - self.blur_sigma[0]) * u[:, 10]
-        return _Plan(
-            rows[0],
-            rows[1] / 255,  # bytes become shares of white on the way
-            *columns,
-            u[:, 1] < self.jitter_chance,
-            *jitter,
-            u[:, 11] < self.grey_chance,
-            u[:, 12] < self.blur_chance,
-            augment.bands(augment.gaussian(sigma, self._kernel), self.size),
-            u[:, 13] < self.solarize_chance,
+        # Chances of 0 are known beforehand on any device.
+        jitter, grey, blur, solarize = (
+            strength > 0 and chance > 0
+            for chance in (self.jitter_chance, self.grey_chance, self.blur_chance, self.solarize_chance)
+        )
+        return AugmentPlan(
+            self._box(raw, box[:, :2], box[:, 2:]),
+            flip=u[:, 0] < self.flip_chance,
+            order=order if jitter else None,
+            factors=factors if jitter else None,
+            greyed=u[:, 11] < self.grey_chance if grey else None,
+            sigma=torch.where(u[:, 12] < self.blur_chance, sigma, 0.0) if blur and self._kernel > 1 else None,
+            solarized=u[:, 13] < self.solarize_chance if solarize else None,
         )
 
     def _factor(self, kind: int, uniform: Tensor, strength: float) -> Tensor:
         """Of brightness, contrast and saturation from [1 - s, 1 + s], not below 0; of hue from [-s, s], s <= 1/2."""
         s = strength * self.jitter[kind]
-        low, high = (max(0.0, 1 - s), 1 + s) if kind != augment_colour.HUE else (-min(s, 0.5), min(s, 0.5))
+        low, high = (max(0.0, 1 - s), 1 + s) if kind != HUE else (-min(s, 0.5), min(s, 0.5))
         return low + (high - low) * uniform
-
-    def _make(self, canvas: Tensor, plan: _Plan, strength: float) -> Tensor:
-        """Views of some samples: [B, C, S, S] uint8 -> [B, C, V, V]."""
-        x = augment.resample(canvas, (plan.rows, plan.row_weights), (plan.columns, plan.column_weights))
-        coloured = x.shape[1] == 3
-        # Chances of 0 are known beforehand on any device.
-        if strength > 0 and self.jitter_chance > 0:
-            x = augment.only(plan.jittered, augment_colour.jitter, x, plan.active, plan.blend, plan.turn)
-        if strength > 0 and self.grey_chance > 0 and coloured:
-            x = augment.only(plan.greyed, augment_colour.without_colour, x)
-        if strength > 0 and self.blur_chance > 0 and self._kernel > 1:
-            x = augment.only(plan.blurred, augment.blur, x, plan.bands)
-        if strength > 0 and self.solarize_chance > 0:
-            x = augment.only(plan.solarized, augment_colour.solarize, x)
-        return augment_colour.normalise(x, self.mean, self.std)
 
     @torch.no_grad()
     def show(self, signal: Signal) -> list[Shown]:
@@ -229,28 +204,6 @@ class Image(Modality):
         digits = load_digits()
         pixels = (digits.images * (255 / 16)).round().astype(np.uint8)  # [1797, 8, 8]
         return [{"image": image, "label": int(label)} for image, label in zip(pixels, digits.target, strict=True)]
-
-
-class _Plan(NamedTuple):
-    """What happens to each sample of a batch; every part has B rows."""
-
-    rows: Tensor
-    row_weights: Tensor
-    columns: Tensor
-    column_weights: Tensor
-    jittered: Tensor
-    active: Tensor
-    blend: Tensor
-    turn: Tensor
-    greyed: Tensor
-    blurred: Tensor
-    bands: Tensor
-    solarized: Tensor
-
-    def kind(self) -> Tensor:
-        """A number [B] that is alike for samples that need the same of the expensive steps."""
-        place = self.active[:, :3].sum(1)  # of the hue in the jitter's order
-        return 2 * (place + 1) * self.jittered + self.blurred
 
 
 class Patches(PatchStem):

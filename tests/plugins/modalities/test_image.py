@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import pickle
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from selfsup.kernel.config import check, schema
 from selfsup.kernel.contracts import Signal
 from selfsup.kernel.errors import ConfigError, ContractError, DataError
 from selfsup.kernel.random import Stream, stream, tag
-from selfsup.plugins.common import augment
+from selfsup.plugins.common.random_crop import crop_boxes
 from selfsup.plugins.modalities.image import Image
 
 EXTENT = (0.08, 1.0)
@@ -80,18 +79,8 @@ def test_views_differ_by_sample_purpose_and_epoch() -> None:
         assert all((a - b).abs().mean() > 0.01 for b in views[:i])
 
 
-def test_an_accelerator_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is skipped in host memory is computed and discarded elsewhere."""
-    modality = Image(size=40, patch=8, solarize_chance=0.3)
-    raw = photos(modality, 12)
-    expected = modality.view(raw, EXTENT, draw(range(12))).x
-    monkeypatch.setattr(augment, "hosted", lambda x: False)
-    torch.testing.assert_close(modality.view(raw, EXTENT, draw(range(12))).x, expected, rtol=0, atol=1e-6)
-
-
-def test_no_value_is_read_back_from_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_value_is_read_back_from_the_device() -> None:
     """A meta tensor has no values: any wait for the host, and any shape that depends on a draw, is an error."""
-    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which does not know this device
     modality = Image(size=224, solarize_chance=0.3, mean=(0.5,) * 3, std=(0.2,) * 3)
     raw = Signal(torch.zeros(5, 3, 256, 256, dtype=torch.uint8), positions=torch.ones(5, 2, dtype=torch.long))
     raw = raw.to("meta")
@@ -109,7 +98,7 @@ def test_without_strength_a_view_is_a_crop() -> None:
     raw = modality.collate([modality.read(image) for image in images])
     views = modality.view(raw, EXTENT, draw(range(6)), strength=0.0).x
     u = draw(range(6)).uniform(54)
-    boxes = augment.crop_boxes(*raw.positions.unbind(1), EXTENT, u[:, :40].reshape(-1, 4, 10)).tolist()
+    boxes = crop_boxes(*raw.positions.unbind(1), EXTENT, u[:, :40].reshape(-1, 4, 10)).tolist()
     assert 0 < (u[:, 40] < 0.5).sum() < 6
     for image, (top, left, height, width), flip, view in zip(images, boxes, u[:, 40] < 0.5, views, strict=True):
         box = (left, top, left + width, top + height)
@@ -159,12 +148,16 @@ def test_choices_are_independent() -> None:
     modality = Image(size=32, jitter_chance=0.5, grey_chance=0.5, solarize_chance=0.5)
     count = 5000
     plan = modality._plan(Signal(torch.zeros(count, 3, 8, 8)), EXTENT, draw(range(count)), 1.0)
-    flipped = plan.columns[:, 0, 0] > plan.columns[:, -1, 0]
-    place, gain, sigma = plan.active[:, :3].sum(1), plan.blend[:, 0, 0], plan.bands[:, 0, 0]
-    choices = (flipped, plan.jittered, plan.greyed, plan.blurred, plan.solarized, place, gain, plan.turn, sigma)
-    related = torch.corrcoef(torch.stack([c.float() for c in choices])) - torch.eye(len(choices))
-    related[5, 6] = related[6, 5] = 0  # a first slot before the hue exists only where the hue comes later
+    jittered, blurred = plan.order[:, 0] >= 0, plan.sigma > 0
+    choices = torch.stack(
+        [c.float() for c in (plan.flip, jittered, plan.greyed, blurred, plan.solarized, *plan.factors.T, *plan.box.T)]
+    )
+    related = torch.corrcoef(choices) - torch.eye(len(choices))
+    related[-4:, -4:] = 0  # where a crop is depends on how large it is
     assert related.abs().max() < 0.06
+    firsts = plan.order[jittered, 0].bincount(minlength=4) / jittered.sum()
+    assert ((firsts - 0.25).abs() < 0.03).all()
+    assert (torch.corrcoef(torch.stack([plan.sigma[blurred], plan.factors[blurred, 0]]))[0, 1]).abs() < 0.06
 
 
 @pytest.mark.parametrize(("size", "kernel"), [(32, 3), (96, 9), (224, 23)])
