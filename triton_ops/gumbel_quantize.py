@@ -9,7 +9,8 @@ Baevski et al. 2020, "wav2vec 2.0", https://arxiv.org/abs/2006.11477, equation 1
 The noise n = -log(-log(u)) is that of `Stream.gumbel`, from equal bits, but made where it is added, once for the choice
 and again for the gradient. On a GPU a program has one row of V logits: the choice is one launch, which reads the
 logits and writes the vectors and codes. The gradient has a product of all d q_g with all entries, one launch that reads
-it and the logits, and one that adds up d e in a fixed order. On a CPU, a few samples are in hand at a time.
+it and the logits, and one that adds up d e in a fixed order. On a CPU, where the noise costs more than all else, the
+sums of logits and noise are kept for the gradient, and the rest is done a few samples at a time.
 
 Shapes: B samples, each with its own random words; `...` what a sample has, such as frames; G groups of V entries of
 width D. Noise and sums are in float32, in float64 for float64 logits or entries.
@@ -60,7 +61,8 @@ def gumbel_quantize(
     ids, key, start = None, (0, 0), 0
     if draw is not None:
         ids, key, start = draw.ids, draw.key, draw.take(math.prod(logits.shape[1:]))
-    vectors, codes = torch.ops.selfsup.gumbel_quantize(rows, codebook, ids, *key, start, temperature)
+    keep = draw is not None and logits.requires_grad and torch.is_grad_enabled()
+    vectors, codes, _ = torch.ops.selfsup.gumbel_quantize(rows, codebook, ids, *key, start, temperature, keep)
     return vectors.view(*logits.shape[:-1], codebook.shape[2]), codes.view(logits.shape[:-1])
 
 
@@ -103,28 +105,30 @@ def _sample_chunks(logits: Tensor) -> list[slice]:
     return [slice(first, min(first + size, count)) for first in range(0, count, size)]
 
 
-def _scores(
-    logits: Tensor, ids: Tensor | None, key: tuple[int, int], start: int, part: slice, kind: torch.dtype
-) -> Tensor:
-    """Logits and noise of some samples: [C, M, G, V], in new memory."""
-    scores = logits[part].to(kind, copy=True)
-    if ids is not None:
-        draw = Stream(key, ids[part])
-        draw.take(4 * start)
-        scores += draw.gumbel(*logits.shape[1:])
-    return scores
-
-
 def choose_in_chunks(
-    logits: Tensor, codebook: Tensor, ids: Tensor | None, low: int, high: int, start: int, temperature: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The choice on any device, a few samples at a time: [B, M, G, D] and [B, M, G]."""
+    logits: Tensor,
+    codebook: Tensor,
+    ids: Tensor | None,
+    low: int,
+    high: int,
+    start: int,
+    temperature: Tensor,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The choice on any device, a few samples at a time: [B, M, G, D], [B, M, G], and [B, M, G, V] if `keep`."""
     B, M, G, V = logits.shape
     codes = logits.new_empty(B, M, G, dtype=torch.int64)
+    kept = temperature.new_empty(logits.shape if keep else 0)
     for part in _sample_chunks(logits) if M else []:
-        codes[part] = _scores(logits, ids, (low, high), start, part, temperature.dtype).argmax(-1)
+        scores = logits[part].to(temperature.dtype)
+        if ids is not None:
+            draw = Stream((low, high), ids[part])
+            draw.take(4 * start)
+            noise = draw.gumbel(M, G, V)
+            scores = torch.add(scores, noise, out=kept[part]) if keep else scores + noise
+        codes[part] = scores.argmax(-1)
     rows = codes + torch.arange(G, device=codes.device) * V  # into the flat codebook
-    return codebook.flatten(0, 1).index_select(0, rows.flatten()).view(B, M, G, codebook.shape[2]), codes
+    return codebook.flatten(0, 1).index_select(0, rows.flatten()).view(B, M, G, codebook.shape[2]), codes, kept
 
 
 def gradients_in_chunks(
@@ -132,11 +136,8 @@ def gradients_in_chunks(
     logits: Tensor,
     codebook: Tensor,
     codes: Tensor,
-    ids: Tensor | None,
-    low: int,
-    high: int,
-    start: int,
     temperature: Tensor,
+    kept: Tensor,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor]:
     """The gradients for logits and codebook on any device, a few samples at a time: empty where not `wanted`."""
@@ -145,8 +146,9 @@ def gradients_in_chunks(
     to_codebook = grad.new_zeros(codebook.shape if wanted[1] else 0, dtype=kind)
     if wanted[0] and M:
         entries = codebook.to(kind).transpose(1, 2)  # [G, D, V]
+        scores = kept if len(kept) else logits
         for part in _sample_chunks(logits):
-            p = _scores(logits, ids, (low, high), start, part, kind).flatten(0, 1).div_(temperature).softmax(-1)
+            p = (scores[part].to(kind) / temperature).flatten(0, 1).softmax(-1)
             along = torch.bmm(grad[part].flatten(0, 1).to(kind).transpose(0, 1), entries).transpose(0, 1)  # [C M, G, V]
             mean = torch.linalg.vecdot(p, along)[..., None]
             to_logits[part] = p.mul_(along.sub_(mean)).div_(temperature).view_as(to_logits[part])
@@ -164,14 +166,21 @@ def _launches(logits: Tensor, codebook: Tensor, temperature: Tensor) -> bool:
 
 @torch.library.custom_op("selfsup::gumbel_quantize", mutates_args=())
 def _choose(
-    logits: Tensor, codebook: Tensor, ids: Tensor | None, low: int, high: int, start: int, temperature: Tensor
-) -> tuple[Tensor, Tensor]:
+    logits: Tensor,
+    codebook: Tensor,
+    ids: Tensor | None,
+    low: int,
+    high: int,
+    start: int,
+    temperature: Tensor,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     if _launches(logits, codebook, temperature):
         from .gumbel_quantize_kernels import choose
 
         with on_device_of(logits):
-            return choose(logits, codebook, ids, (low, high), start)
-    return choose_in_chunks(logits, codebook, ids, low, high, start, temperature)
+            return *choose(logits, codebook, ids, (low, high), start), temperature.new_empty(0)
+    return choose_in_chunks(logits, codebook, ids, low, high, start, temperature, keep)
 
 
 @torch.library.custom_op("selfsup::gumbel_quantize_gradient", mutates_args=())
@@ -185,6 +194,7 @@ def _gradients(
     high: int,
     start: int,
     temperature: Tensor,
+    kept: Tensor,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor]:
     with torch.autocast(logits.device.type, enabled=False):
@@ -193,13 +203,19 @@ def _gradients(
 
             with on_device_of(logits):
                 return gradients(grad, logits, codebook, codes, ids, (low, high), start, temperature, wanted)
-        return gradients_in_chunks(grad, logits, codebook, codes, ids, low, high, start, temperature, wanted)
+        if wanted[0] and ids is not None and not len(kept):
+            kept = choose_in_chunks(logits, codebook, ids, low, high, start, temperature, True)[2]
+        return gradients_in_chunks(grad, logits, codebook, codes, temperature, kept, wanted)
 
 
 @_choose.register_fake
-def _(logits: Tensor, codebook: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+def _(
+    logits: Tensor, codebook: Tensor, ids: Any, low: int, high: int, start: int, temperature: Tensor, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     shape = logits.shape[:-1]
-    return codebook.new_empty(*shape, codebook.shape[2]), logits.new_empty(shape, dtype=torch.int64)
+    kept = logits.shape if keep and not _launches(logits, codebook, temperature) else 0
+    vectors, codes = codebook.new_empty(*shape, codebook.shape[2]), logits.new_empty(shape, dtype=torch.int64)
+    return vectors, codes, temperature.new_empty(kept)
 
 
 @_gradients.register_fake
@@ -213,23 +229,24 @@ def _(
     high: int,
     start: int,
     temperature: Any,
+    kept: Any,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor]:
     return logits.new_empty(logits.shape if wanted[0] else 0), codebook.new_empty(codebook.shape if wanted[1] else 0)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    logits, codebook, ids, *ctx.words, temperature = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(logits, codebook, output[1], ids, temperature)
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    logits, codebook, ids, *ctx.words, temperature, _ = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(logits, codebook, output[1], ids, temperature, output[2])
 
 
 def _backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
-    logits, codebook, codes, ids, temperature = ctx.saved_tensors
+    logits, codebook, codes, ids, temperature, kept = ctx.saved_tensors
     wanted = list(ctx.needs_input_grad[:2])
     arrays = (grad, logits, codebook, codes, ids)
-    found = torch.ops.selfsup.gumbel_quantize_gradient(*arrays, *ctx.words, temperature, wanted)
-    return (*(g if want else None for g, want in zip(found, wanted, strict=True)), *[None] * 5)
+    found = torch.ops.selfsup.gumbel_quantize_gradient(*arrays, *ctx.words, temperature, kept, wanted)
+    return (*(g if want else None for g, want in zip(found, wanted, strict=True)), *[None] * 6)
 
 
 _choose.register_autograd(_backward, setup_context=_keep)

@@ -206,12 +206,12 @@ def test_it_needs_no_values():
 def test_the_ops_are_well_formed():
     logits, codebook = case((2, 3, 2, 7, 4))
     temperature = torch.tensor(0.7).double()
-    for ids in (torch.arange(2), None):
-        arrays = (logits, codebook, ids, *key_of(3, "gumbel"), 2, temperature)
+    for ids, keep in ((torch.arange(2), True), (torch.arange(2), False), (None, False)):
+        arrays = (logits, codebook, ids, *key_of(3, "gumbel"), 2, temperature, keep)
         torch.library.opcheck(torch.ops.selfsup.gumbel_quantize, arrays)
-    vectors, codes = (x.detach() for x in torch.ops.selfsup.gumbel_quantize(*arrays))
+    vectors, codes, kept = (x.detach() for x in torch.ops.selfsup.gumbel_quantize(*arrays))
     for wanted in ([True, True], [False, True], [True, False]):
-        given = (vectors, logits.detach(), codebook.detach(), codes, *arrays[2:], wanted)
+        given = (vectors, logits.detach(), codebook.detach(), codes, *arrays[2:-1], kept, wanted)
         torch.library.opcheck(torch.ops.selfsup.gumbel_quantize_gradient, given)
 
 
