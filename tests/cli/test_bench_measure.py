@@ -52,3 +52,89 @@ def test_the_ceilings_of_this_machine_are_above_nothing():
 def test_bare_products_share_arrays_and_run():
     f = bare(((3, 4, 5), (3, 4, 5), (3, 5, 4)), torch.float32, torch.device("cpu"))
     assert f() is None
+
+
+class Gpu:
+    """Stands in for torch.cuda: it counts the time in calls, and notes what is asked of it."""
+
+    def __init__(self, monkeypatch):
+        self.said, self.clock, self.mode, self.used = [], 0, 0, [10, 10, 50]
+        for name in ("Event", "Stream", "CUDAGraph", "current_stream"):
+            monkeypatch.setattr(torch.cuda, name, lambda *args, of=name, **options: Thing(self, of))
+        for name in ("stream", "graph"):
+            monkeypatch.setattr(torch.cuda, name, lambda thing: thing)
+        for name in ("synchronize", "empty_cache", "reset_peak_memory_stats"):
+            monkeypatch.setattr(torch.cuda, name, lambda *device, of=name: self.said.append(of))
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 10)
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 50)
+        monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: self.mode)
+        monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: setattr(self, "mode", mode))
+        self.meter = Meter(CPU.device)
+        self.meter.gpu = True
+
+    def call(self):
+        self.said.append("call")
+        self.clock += 7
+
+
+class Thing:
+    """An event, a stream or a graph."""
+
+    def __init__(self, gpu, kind):
+        self.gpu, self.kind, self.at = gpu, kind, 0
+
+    def record(self):
+        self.at = self.gpu.clock
+
+    def elapsed_time(self, end):
+        return end.at - self.at
+
+    def wait_stream(self, other):
+        self.gpu.said.append(f"{self.kind} waits for {other.kind}")
+
+    def replay(self):
+        self.gpu.said.append("replay")
+        self.gpu.clock += 5
+
+    def __enter__(self):
+        self.gpu.said.append(self.kind)
+
+    def __exit__(self, *error):
+        self.gpu.said.append(f"end of {self.kind}")
+
+
+def test_the_time_of_a_gpu_is_that_between_its_events(monkeypatch):
+    gpu = Gpu(monkeypatch)
+    assert gpu.meter.in_turns({"a": gpu.call}, rounds=4, seconds=1)["a"].median == 7
+    assert gpu.said == ["call", "synchronize"] * 5
+
+
+def test_a_graph_is_captured_after_three_calls_aside_and_replayed(monkeypatch):
+    gpu = Gpu(monkeypatch)
+    times = gpu.meter.replayed(gpu.call, rounds=4)
+    assert (times.median, times.turns) == (5, 4)
+    aside = ["Stream waits for current_stream", "Stream", *["call"] * 3, "end of Stream"]
+    assert gpu.said[: len(aside) + 4] == [
+        *aside,
+        "current_stream waits for Stream",
+        "CUDAGraph",
+        "call",
+        "end of CUDAGraph",
+    ]
+    assert gpu.said.count("replay") == 5
+
+
+def test_waiting_for_the_host_is_seen_and_forgotten(monkeypatch):
+    gpu = Gpu(monkeypatch)
+
+    def waits():
+        assert gpu.mode == "error"
+        raise RuntimeError("called a synchronizing CUDA operation")
+
+    assert gpu.meter.waits(waits)
+    assert not gpu.meter.waits(gpu.call)
+    assert gpu.mode == 0
+
+
+def test_memory_of_a_gpu_is_above_what_was_there(monkeypatch):
+    assert Gpu(monkeypatch).meter.memory(lambda: None) == 40
