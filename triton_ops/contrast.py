@@ -160,10 +160,10 @@ def _sums(
     x: Tensor, y: Tensor | None, scale: Tensor, row_ids: Tensor | None, key_ids: Tensor | None, columns: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if can_launch(x) and x.dtype != torch.float64:
-        from .contrast_kernels import sums
+        from .contrast_sums_kernels import sums
 
         with on_device_of(x):
-            return sums(x, y, scale, None, row_ids, key_ids, columns)
+            return sums(x, y, scale, row_ids, key_ids, columns)
     with torch.autocast(x.device.type, enabled=False):
         return sums_in_tiles(x, y, scale, row_ids, key_ids, columns)
 
@@ -184,10 +184,10 @@ def _gradients(
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     if can_launch(x) and x.dtype != torch.float64:
-        from .contrast_kernels import gradients
+        from .contrast_gradient_kernels import gradients
 
-        with on_device_of(x):
-            return gradients(x, y, scale, None, row_ids, key_ids, r, t, a, c, u, b, [*wanted, False])[:3]
+        with on_device_of(x), torch.autocast(x.device.type, enabled=False):
+            return gradients(x, y, scale, row_ids, key_ids, r, t, a, c, u, b, wanted)
     with torch.autocast(x.device.type, enabled=False):
         return gradients_in_tiles(x, y, scale, row_ids, key_ids, r, t, a, c, u, b, wanted)
 

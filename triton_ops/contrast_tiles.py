@@ -40,11 +40,6 @@ def tiles(
             yield rows, keys, beyond, tile, room
 
 
-def kept(kind: torch.dtype) -> torch.dtype:
-    """The type of gradients that wait for a factor: they may be too small for float16."""
-    return torch.float32 if kind == torch.float16 else kind
-
-
 def _parts(first: int, last: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, last)) for start in range(first, last, size)]
 
@@ -150,7 +145,6 @@ def pairs_in_tiles(
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The loss of contrast_pairs.py and its gradients for x, y, scale and bias: empty where not `wanted`."""
-    kind = x.dtype
     x, y = x.to(scale.dtype), y.to(scale.dtype)
     loss, d_bias = x.new_zeros(()), x.new_zeros(())
     d_x = x.new_zeros(x.shape if wanted[0] or wanted[2] else 0)
@@ -165,9 +159,7 @@ def pairs_in_tiles(
             d_y[keys].addmm_(g.T, x[rows])
         if wanted[3]:
             d_bias += g.sum()
-    d_scale = (d_x.flatten() @ x.flatten()) / len(x) if wanted[2] else x.new_empty(0)
-    d_x, d_y = (
-        (g.mul_(scale / len(x)) if want else x.new_empty(0)).to(kept(kind))
-        for g, want in zip((d_x, d_y), wanted[:2], strict=True)
-    )
-    return loss / len(x), d_x, d_y, d_scale, d_bias / len(x) if wanted[3] else x.new_empty(0)
+    factor, none = scale / len(x), [x.new_empty(0) for _ in range(4)]
+    d_scale = (d_x.flatten() @ x.flatten()) / len(x) if wanted[2] else none[2]
+    d_x, d_y = d_x.mul_(factor) if wanted[0] else none[0], d_y.mul_(factor) if wanted[1] else none[1]
+    return loss / len(x), d_x, d_y, d_scale, d_bias / len(x) if wanted[3] else none[3]
