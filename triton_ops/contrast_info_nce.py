@@ -131,7 +131,7 @@ def info_nce_reference(
         logits = torch.cat([near, queries @ queue.T], 1) / temperature  # [N, 1 + K]
         return F.cross_entropy(logits, torch.zeros_like(labels), **options)
     logits = queries @ keys.T  # [N, M]
-    logits = (logits - margin * F.one_hot(labels, len(keys))) / temperature
+    logits = (logits - margin * F.one_hot(labels, len(keys)).to(logits.dtype)) / temperature
     found = F.cross_entropy(logits, labels, **options)
     return (found + F.cross_entropy(logits.T, labels, **options)) / 2 if symmetric else found
 

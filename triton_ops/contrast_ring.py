@@ -242,10 +242,10 @@ def _sums(
     """(r, t, c, u) over all processes."""
     op, same = torch.ops.selfsup.contrast, y is None
     last, final = _turns(ring, same)
-    r, t, c, u = op(x, y, scale, row_ids, key_ids, columns)
     block: Block = [x, row_ids] if same else [y, key_ids]
-    behind = ring.move([c, u], 1) if columns else None
     coming = ring.move(block, 1)
+    r, t, c, u = op(x, y, scale, row_ids, key_ids, columns)
+    behind = ring.move([c, u], 1) if columns else None
     for turn in range(1, last + 1):
         block = coming()
         coming = ring.move(block, 1) if turn < last else list

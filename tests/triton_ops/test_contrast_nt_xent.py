@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -32,6 +33,19 @@ def test_it_is_the_mean_of_equation_1_over_all_views(count, temperature):
     assert nt_xent_reference(a, b, temperature=temperature).item() == expected
 
 
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32])
+def test_vectors_of_any_length_count_as_unit_ones(device, gradients_of, kind):
+    g = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(7, 5, generator=g).to(device, kind).mul_(4).requires_grad_() for _ in range(2))
+    found = gradients_of(partial(nt_xent, temperature=0.2, normalize=True), (a, b))
+    true = gradients_of(partial(nt_xent_reference, temperature=0.2, normalize=True), (a, b))
+    for got, want in zip(found, true, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-11 if kind == torch.float64 else 1e-4, atol=1e-6)
+    by_hand = nt_xent_reference(a / a.norm(dim=1, keepdim=True), b / b.norm(dim=1, keepdim=True), temperature=0.2)
+    torch.testing.assert_close(found[0], by_hand.detach(), rtol=1e-5, atol=1e-6)
+    assert abs(float((found[1] * a.detach()).sum())) < 1e-5, "a longer vector is no nearer"
+
+
 def test_the_general_form_gives_the_same():
     a, b = views(6)
     z, ids = torch.cat([a, b]), torch.arange(6).repeat(2)
@@ -45,5 +59,7 @@ def test_views_that_do_not_pair_are_named():
     a, b = views(3)
     with pytest.raises(ContractError, match=r"a and b must be \[N, D\], \[N, D\], and are \[3, 5\], \[2, 5\]"):
         nt_xent(a, b[:2], temperature=0.1)
+    with pytest.raises(ContractError, match=r"a temperature must be above 0, and is -0.1"):
+        nt_xent(a, b, temperature=-0.1)
     with pytest.raises(ContractError, match="nothing to contrast"):
         nt_xent(a[:0], b[:0], temperature=0.1)

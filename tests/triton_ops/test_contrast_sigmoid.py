@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -29,6 +30,19 @@ def test_at_the_papers_start_many_small_losses_are_not_rounded_away():
     image, text = torch.nn.functional.normalize(torch.randn(2, 200, 64), dim=-1)
     whole = sigmoid_loss_reference(image.double(), text.double(), 10.0, -10.0).item()
     assert sigmoid_loss(image, text, 10.0, -10.0).item() == pytest.approx(whole, rel=2e-6)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.bfloat16])
+def test_vectors_of_any_length_count_as_unit_ones(device, as_exact_as_torch, kind):
+    def draw(seed):
+        g = torch.Generator().manual_seed(seed)
+        vectors = (torch.randn(17, 10, generator=g).to(device, kind).requires_grad_() for _ in range(2))
+        exact = {"device": device, "dtype": torch.promote_types(kind, torch.float32), "requires_grad": True}
+        return *vectors, torch.tensor(10.0, **exact), torch.tensor(-10.0, **exact)
+
+    slack = 1e-13 if kind == torch.float64 else 1e-6
+    op, reference = partial(sigmoid_loss, normalize=True), partial(sigmoid_loss_reference, normalize=True)
+    as_exact_as_torch(op, reference, draw, slack=slack, seeds=2)
 
 
 def test_images_without_texts_are_named():
