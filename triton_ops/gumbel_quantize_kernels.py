@@ -67,7 +67,7 @@ def _of_codebook(grad: Tensor, codes: Tensor, codebook: Tensor) -> Tensor:
     blocks = G * triton.cdiv(V, options["BV"]), triton.cdiv(D, options["BD"])
     parts = max(1, min(PARTS, PROGRAMS // (blocks[0] * blocks[1]), triton.cdiv(rows, 4 * options["BN"])))
     out = grad.new_empty(parts, G, V, D, dtype=torch.float32)
-    _codebook_kernel[(*blocks, parts)](grad, codes, out, rows, G=G, V=V, D=D, **options)
+    _codebook_kernel[(blocks[0], blocks[1], parts)](grad, codes, out, rows, G=G, V=V, D=D, **options)
     return out.sum(0).to(codebook.dtype)
 
 
