@@ -95,9 +95,13 @@ def test_any_grid_and_any_blocks(rows, columns, share, least, aspect, ident):
 
 def test_what_blocks_do_not_find_in_time_is_filled_all_the_same(device):
     """All but 4 of 180 patches, by blocks of any size: the 64th is the grid, where more of them would go on."""
-    got = block_mask(stream(0, "mask", torch.arange(1, device=device)), 9, 20, 0.98, least=1)
-    stopped, more = (by_numpy(0, 9, 20, 176, 1, 0.3, key_of(0, "mask"), attempts=n) for n in (64, 1000))
-    assert torch.equal(got.hidden[0].cpu(), stopped)
+    got = block_mask(stream(0, "mask", torch.arange(4, device=device)), 9, 20, 0.98, least=1)
+    stopped, later, more = (
+        torch.stack([by_numpy(ident, 9, 20, 176, 1, 0.3, key_of(0, "mask"), attempts=n) for ident in range(4)])
+        for n in (64, 65, 1000)
+    )
+    assert torch.equal(got.hidden.cpu(), stopped)
+    assert not torch.equal(stopped, later)
     assert not torch.equal(stopped, more)
 
 

@@ -5,18 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import triton
+import triton.language as tl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfsup.kernel.errors import ContractError
 from selfsup.kernel.random import Stream, key_of, philox, stream, tag
 from selfsup.triton_ops import _masks
+from selfsup.triton_ops._launch import can_launch
 from selfsup.triton_ops.masks_random import (
     _random_mask_kernel,
     hidden_count,
     random_mask,
     random_mask_reference,
 )
+from selfsup.triton_ops.philox import signed
 
 LENGTHS = [1, 2, 3, 196, 197, 255, 256, 257]
 IDS = tag(2**22, torch.tensor([5, 0, 2**39, 3])) + 2**33
@@ -50,8 +54,7 @@ def assert_same(got, want):
         assert torch.equal(x.cpu(), y.cpu()), name
 
 
-@pytest.mark.parametrize("total", LENGTHS)
-@pytest.mark.parametrize("share", [0.75, 0.4])
+@pytest.mark.parametrize(("total", "share"), [*((total, 0.75) for total in LENGTHS), (196, 0.4), (31, 0.999)])
 def test_every_path_equals_numpy_and_the_reference(device, total, share):
     lengths = [total, 0, max(1, total // 2), max(1, total - 1)]
     real, draw = rows(lengths, total).to(device), Stream(KEY, IDS.to(device))
@@ -62,6 +65,30 @@ def test_every_path_equals_numpy_and_the_reference(device, total, share):
     assert_same(got, random_mask_reference(other, real.cpu(), share))
     assert torch.equal(got.hidden.cpu(), by_numpy(IDS.tolist(), lengths, total, share, KEY, start=3))
     assert draw.take(0) == other.take(0), "so that what is drawn next is the same, too"
+
+
+@triton.jit
+def keys_and_bounds(ids_ptr, keys_ptr, given_ptr, numbers_ptr, bounds_ptr, start, key, BLOCK: tl.constexpr):
+    lane = tl.arange(0, BLOCK)
+    tl.store(keys_ptr + lane, _masks.keys_of(tl.load(ids_ptr), start, key, BLOCK))
+    bound = _masks.bound_of(tl.load(given_ptr + lane), tl.load(numbers_ptr + tl.program_id(0)), BLOCK)
+    tl.store(bounds_ptr + tl.program_id(0), bound)
+
+
+def test_keys_are_the_streams_words_and_bounds_lie_where_a_sort_would_put_them(device):
+    if not can_launch(torch.empty(0, device=device)):
+        pytest.skip("Triton runs on a GPU, or in its interpreter")
+    words = (torch.arange(32) + 3) % 5 + 2**32 - 5  # equal ones, and at last the largest key there is
+    keys = words * 32 + torch.arange(32)
+    keys[20:24] = 1 << 62
+    numbers = torch.tensor([0, 1, 7, 27, 28, 32])
+    arrays = [x.to(device) for x in (IDS, torch.empty(32, dtype=torch.int64), keys, numbers, torch.empty_like(numbers))]
+    keys_and_bounds[(6,)](*arrays, 5, signed(KEY), BLOCK=32)
+    draw = Stream(KEY, IDS[:1])
+    draw.take(20)
+    assert torch.equal(arrays[1].cpu(), draw.bits(32)[0] * 32 + torch.arange(32))
+    below = (keys[:, None] < arrays[-1].cpu()).sum(0)
+    assert below.tolist() == [0, 1, 7, 27, 28, 28]
 
 
 def test_equal_words_leave_the_first_tokens_visible(monkeypatch):
