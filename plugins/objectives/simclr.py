@@ -30,16 +30,15 @@ from torch import Tensor
 
 from selfsup.kernel.config import about
 from selfsup.kernel.contracts import Batch, Loss, Objective, Shown, Signal, Step, Tower
-from selfsup.kernel.distributed import gather
 from selfsup.kernel.errors import ConfigError
 from selfsup.plugins.common.heads import ProjectionHead
-from selfsup.triton_ops.contrast import contrast
+from selfsup.triton_ops.contrast_ring import contrast_everywhere
 
 
 class SimCLR(Objective):
     """Contrast two views of each sample of any modality that has `view`.
 
-    The negatives of a sample are the rest of the *global* batch, gathered over all processes. Gradient
+    The negatives of a sample are the rest of the *global* batch, a process's share of it at a time. Gradient
     accumulation would leave each sample the negatives of its own microbatch only, which is another
     loss; so the batch is not divisible, and has to fit the memory of the processes.
     """
@@ -160,13 +159,11 @@ class SimCLR(Objective):
 def nt_xent(first: Tensor, second: Tensor, ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Equation 1 over this process's 2B views against all 2G: (mean loss, share of views nearest to their partner).
 
-    `first` and `second` are unit vectors [B, Z], `ids` [B] names their samples: what one process needs
-    to find its own views among all. A sample that is in the batch twice is no negative of itself.
+    `first` and `second` are unit vectors [B, Z], `ids` [B] names their samples, on all processes alike: one that is
+    in the batch twice is no negative of itself.
     """
     rows, partners = torch.cat([first, second]), torch.cat([second, first])  # [2B, Z] each
-    row_ids = ids.repeat(2)
-    keys, key_ids = gather(rows), gather(row_ids)  # [2G, Z], [2G]
-    losses, nearest = contrast(rows, partners, keys, row_ids, key_ids, temperature=temperature)
+    losses, nearest = contrast_everywhere(rows, partners, ids.repeat(2), temperature=temperature)  # [2B] each
     return losses.mean(), nearest.float().mean()
 
 
