@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from selfsup.kernel.errors import ContractError
+from selfsup.kernel.random import key_of
 
 Arrays = Sequence[Any]
 Call = Callable[..., Any]
@@ -39,7 +40,8 @@ class Case:
 
     `call(op, *arrays)` calls the op or its reference; `products` are the matrix products (rows, inner, columns) that
     any method must take, forward and backward, `least` the bytes that any must move. `truth` is for shapes at which
-    the reference in float64 finds no memory; `spare` is the share of integers that rounding may decide.
+    the reference in float64 finds no memory; `spare` is the share of integers that rounding may decide;
+    `in_place` is of what changes its arrays, of which everyone then has copies.
     """
 
     op: str
@@ -51,6 +53,7 @@ class Case:
     peers: Mapping[str, Peer] = field(default_factory=dict)
     truth: Call | None = None
     spare: float = 0.0
+    in_place: bool = False
 
     @property
     def name(self) -> str:
@@ -76,6 +79,7 @@ class Case:
         return lambda *arrays: call(reference, *arrays)
 
 
+KEY = key_of(0, "bench")  # of everything that an op draws
 HOMES = {  # of ops whose file has another name
     "random_bits": "philox",
     "take_image_patches": "take_patches",

@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selfsup.kernel.random import Stream, key_of
+from selfsup.kernel.random import Stream
 
-from .bench_case import Call, Case, Draw, Peer, borrowed
+from .bench_case import KEY, Call, Case, Draw, Peer, borrowed
 
-KEY = key_of(0, "bench")
 OTHERS = "draws other numbers, and is not compared"
 
 

@@ -92,6 +92,12 @@ def _distance(got: Tensor, want: Tensor, spare: float) -> float:
     return math.inf if not math.isfinite(gap) else gap / size if size else gap
 
 
+def coarsest(arrays: Arrays) -> torch.dtype:
+    """The type among these floats that rounds most; float32 where there are none."""
+    kinds = {x.dtype for x in arrays if _floats(x)} & ROUNDING.keys()
+    return max(kinds, key=ROUNDING.__getitem__, default=torch.float32)
+
+
 def limit(kind: torch.dtype, eager: float | None, ours: bool) -> float:
     """The largest error that is not wrong, given that of eager torch where it is known."""
     least = ROUNDING[kind] if ours or kind != torch.float32 else TF32

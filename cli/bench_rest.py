@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from selfsup.kernel.random import Stream, key_of
+from selfsup.kernel.random import Stream
 
-from .bench_case import Arrays, Call, Case, Draw, Peer
+from .bench_case import KEY, Arrays, Call, Case, Draw, Peer, borrowed
 
 OTHERS = "draws its own crops and colours, and is not compared"
 NOISE = "draws other noise, and is not compared"
 
 
 def cases(full: bool) -> list[Case]:
-    """Of `augment`, `distill_cross_entropy` and `gumbel_quantize`."""
+    """Of `augment`, `distill_cross_entropy`, `gumbel_quantize` and `ema`."""
     return [
         _augment(*((1024, 256, 224, 23) if full else (3, 24, 16, 5))),
         _distill(*((8, 2, 64, 65536) if full else (3, 2, 5, 131))),
         _distill(*((1, 1, 4096, 8192) if full else (1, 1, 7, 65))),
+        _ema(*((1024, 24) if full else (12, 2))),
         _gumbel(*((128, 750, 2, 320, 128) if full else (3, 11, 2, 19, 8))),
     ]
 
@@ -102,7 +104,7 @@ def _gumbel(batch: int, frames: int, groups: int, entries: int, width: int) -> C
         "gumbel_quantize",
         f"B={batch} T={frames} G={groups} V={entries} D={width}",
         make,
-        lambda op, logits, codebook, ids: op(logits, codebook, Stream(key_of(0, "bench"), ids), temperature=1.0),
+        lambda op, logits, codebook, ids: op(logits, codebook, Stream(KEY, ids), temperature=1.0),
         products=((rows, width, entries),) * groups,  # of the gradients that arrive, with the codebook
         least=2 * rows * groups * (3 * entries + 2 * width),  # logits twice and their gradient; entries, and theirs
         peers={"torch": Peer(lambda: _gumbel_softmax, differs=NOISE, only_gpu=False)},
@@ -114,3 +116,33 @@ def _gumbel_softmax(logits: Tensor, codebook: Tensor, ids: Tensor) -> Tensor:
     """torch.nn.functional.gumbel_softmax, as wav2vec 2.0's code has it: one-hot vectors times the codebook."""
     chosen = torch.nn.functional.gumbel_softmax(logits.float(), hard=True).to(codebook.dtype)
     return torch.einsum("btgv,gvd->btgd", chosen, codebook)
+
+
+def _ema(width: int, depth: int) -> Case:
+    """The weights of a transformer, in float32 whatever the type of arrays: 16 bits cannot show a step of it."""
+    block = [(3 * width, width), (width, width), (4 * width, width), (width, 4 * width), *[(width,)] * 9]
+
+    def make(draw: Draw) -> Arrays:
+        draw = Draw(draw.device, torch.float32, seed=1)
+        return [draw.normal(*shape, learned=False) for _ in range(2 * depth) for shape in block]
+
+    def call(op: Call, *weights: Tensor) -> list[Tensor]:
+        half = len(weights) // 2
+        targets = list(weights[:half])
+        op(targets, list(weights[half:]), 0.996)
+        return targets
+
+    count = depth * sum(torch.Size(shape).numel() for shape in block)
+    return Case(
+        "ema",
+        f"{count} weights in {depth * len(block)} tensors",
+        make,
+        call,
+        least=12 * count,
+        peers={"torch": Peer(lambda: partial(call, _torch_average), only_gpu=False)},
+        in_place=True,
+    )
+
+
+def _torch_average(targets: list[Tensor], sources: list[Tensor], momentum: float) -> None:
+    borrowed("torch.optim.swa_utils", "get_ema_multi_avg_fn")(momentum)(targets, sources, 0)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,7 +15,6 @@ from . import bench_parity as parity
 from .bench_case import Arrays, Call, Case, Draw, Peer
 from .bench_measure import Ceilings, Meter, Timed, Times, bare
 
-Outcome = list[Tensor | None]
 OURS, EAGER, COMPILED, BARE = "ours", "eager", "compiled", "bare products"
 SHORT = 2.0  # milliseconds; what takes less is also measured without the gaps between its launches
 
@@ -41,7 +39,6 @@ class Result:
 
     case: Case
     rows: list[Row] = field(default_factory=list)
-    limit: float = math.nan  # of our error
     floor: float | None = None  # milliseconds
 
     def row(self, name: str) -> Row | None:
@@ -66,11 +63,30 @@ class Plan:
     peers: tuple[str, ...] | None
 
 
+@dataclass(frozen=True)
+class _Truth:
+    """What a case's contestants are judged by: the results in float64, and the error of eager torch."""
+
+    case: Case
+    results: list[Tensor | None]
+    kind: torch.dtype  # of the arrays
+    eager: float | None = None
+
+    def judge(self, row: Row, found: list[Tensor | None]) -> bool:
+        """Note the error in the row; whether it is right."""
+        row.error, missing = parity.error(found, self.results, self.case.spare)
+        row.note = f"{missing} gradient{'s' * (missing > 1)} fewer" if missing else ""
+        limit = parity.limit(self.kind, self.eager, ours=row.name == OURS)
+        if not row.error <= limit:
+            row.state, row.note = "wrong", f"wrong by {row.error:.1e}, at most {limit:.1e} is right; not timed"
+        return row.state == "ok"
+
+
 class _Entry:
     """A contestant that takes part: its arrays and its call, forward and backward."""
 
-    def __init__(self, f: Call, arrays: Arrays, peer: Peer | None) -> None:
-        self.f, self.peer, self.given = f, peer, arrays
+    def __init__(self, f: Call, arrays: Arrays, case: Case, peer: Peer | None = None) -> None:
+        self.f, self.peer, self.given = f, peer, parity.anew(arrays) if case.in_place else arrays
         self.spoils = peer is not None and peer.spoils
         self.fresh()
 
@@ -108,96 +124,74 @@ class Bench:
         if self.meter.gpu:
             torch.cuda.empty_cache()
 
-    def _checked(self, result: Result, arrays: Arrays) -> dict[str, _Entry]:
-        """Everyone that can be called and is right."""
-        case = result.case
-        entries: dict[str, _Entry] = {}
-        truth = parity.step(case.truth or case.reference, parity.exact(arrays))()
-        eager, others = self._eager(case, arrays, truth)
-        result.limit = parity.limit(self.plan.kind, eager.error, ours=True)
-        ours = Row(OURS)
-        result.rows.append(ours)
-        with _poisoned():
-            self._check(ours, lambda: _Entry(case.ours, arrays, None), truth, eager.error, case.spare, entries)
-        if self._wanted(EAGER):
-            result.rows.append(eager)
-            entries |= others
-        if self._wanted(COMPILED):
-            row = Row(COMPILED)
-            result.rows.append(row)
-            torch._dynamo.reset()
-            f = torch.compile(case.plain(), dynamic=False)
-            self._check(row, lambda: _Entry(f, arrays, None), truth, eager.error, case.spare, entries)
-        for name, peer in case.peers.items():
-            if self._wanted(name):
-                self._check_peer(result, name, peer, arrays, truth, eager.error, entries)
-        return entries
-
-    def _eager(self, case: Case, arrays: Arrays, truth: Outcome) -> tuple[Row, dict[str, _Entry]]:
-        """The reference in the type of the arrays: it is the measure of the others' errors, and has no limit itself."""
-        row, entries = Row(EAGER), dict[str, _Entry]()
-        try:
-            entries[EAGER] = _Entry(case.reference, arrays, None)
-            row.error, _ = parity.error(entries[EAGER](), truth, case.spare)
-        except torch.OutOfMemoryError as why:
-            row.state, row.note = "failed", _said(why)
-            return row, {}
-        return row, entries
-
     def _wanted(self, name: str) -> bool:
         return self.plan.peers is None or any(name.startswith(wanted) for wanted in self.plan.peers)
 
+    def _checked(self, result: Result, arrays: Arrays) -> dict[str, _Entry]:
+        """Everyone that can be called and is right."""
+        case, found = result.case, dict[str, _Entry]()
+        results = parity.step(case.truth or case.reference, parity.exact(arrays))()
+        truth = _Truth(case, results, parity.coarsest(arrays))
+        eager = self._eager(truth, arrays, found)
+        truth = replace(truth, eager=eager.error)
+        with _poisoned():
+            self._check(result, Row(OURS), lambda: _Entry(case.ours, arrays, case), truth, found)
+        if self._wanted(EAGER):
+            result.rows.append(eager)
+        else:
+            found.pop(EAGER, None)
+        if self._wanted(COMPILED):
+            torch._dynamo.reset()
+            f = torch.compile(case.plain(), dynamic=False)
+            self._check(result, Row(COMPILED), lambda: _Entry(f, arrays, case), truth, found)
+        for name, peer in case.peers.items():
+            if self._wanted(name):
+                self._check_peer(result, Row(name), peer, arrays, truth, found)
+        return found
+
+    def _eager(self, truth: _Truth, arrays: Arrays, found: dict[str, _Entry]) -> Row:
+        """The reference in the type of the arrays: it is the measure of the others' errors, and has no limit itself."""
+        row = Row(EAGER)
+        try:
+            found[EAGER] = _Entry(truth.case.reference, arrays, truth.case)
+            row.error, _ = parity.error(found[EAGER](), truth.results, truth.case.spare)
+        except torch.OutOfMemoryError as why:
+            found.pop(EAGER, None)
+            row.state, row.note = "failed", _said(why)
+        return row
+
     def _check_peer(
-        self,
-        result: Result,
-        name: str,
-        peer: Peer,
-        arrays: Arrays,
-        truth: Outcome,
-        eager: float | None,
-        entries: dict[str, _Entry],
+        self, result: Result, row: Row, peer: Peer, arrays: Arrays, truth: _Truth, found: dict[str, _Entry]
     ) -> None:
-        row, case = Row(name), result.case
-        result.rows.append(row)
         if peer.only_gpu and not self.meter.gpu:
-            row.state, row.note = "skipped", "runs on a GPU alone"
+            result.rows.append(replace(row, state="skipped", note="runs on a GPU alone"))
             return
         try:
             f = peer.load()
         except Exception as why:  # whatever another's package raises on import
-            row.state, row.note = "absent", _said(why)
+            result.rows.append(replace(row, state="absent", note=_said(why)))
             return
         given = list(peer.prepare(arrays)) if peer.prepare else arrays
         if peer.prepare:
-            truth = parity.step(case.truth or case.reference, parity.exact(given))()
-        self._check(row, lambda: _Entry(f, given, peer), truth, eager, case.spare, entries)
+            truth = replace(truth, results=parity.step(result.case.reference, parity.exact(given))())
+        self._check(result, row, lambda: _Entry(f, given, result.case, peer), truth, found)
 
     def _check(
-        self,
-        row: Row,
-        make: Callable[[], _Entry],
-        truth: Outcome,
-        eager: float | None,
-        spare: float,
-        entries: dict[str, _Entry],
+        self, result: Result, row: Row, make: Callable[[], _Entry], truth: _Truth, found: dict[str, _Entry]
     ) -> None:
+        result.rows.append(row)
         try:
             entry = make()
-            found = entry()
+            results = entry()
             self.meter.wait()
         except Exception as why:  # ours and others' alike: it is said, and the rest goes on
             row.state, row.note = "failed", _said(why)
             return
         if entry.peer is not None and entry.peer.differs:
             row.note = entry.peer.differs
-        else:
-            row.error, missing = parity.error(found, truth, spare)
-            row.note = f"{missing} gradient{'s' * (missing > 1)} fewer" if missing else ""
-            limit = parity.limit(self.plan.kind, eager, ours=row.name == OURS)
-            if not row.error <= limit:
-                row.state, row.note = "wrong", f"wrong by {row.error:.1e}, at most {limit:.1e} is right; not timed"
-                return
-        entries[row.name] = entry
+        elif not truth.judge(row, results):
+            return
+        found[row.name] = entry
 
     def _time(self, result: Result, entries: dict[str, _Entry]) -> None:
         case = result.case

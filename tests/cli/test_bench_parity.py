@@ -65,3 +65,10 @@ def test_the_limit_is_twice_what_torch_errs_or_a_rounding():
     assert parity.limit(torch.bfloat16, 0.0, ours=True) == 2**-8
     assert parity.limit(torch.bfloat16, None, ours=True) == parity.limit(torch.bfloat16, math.inf, ours=True) == 2**-8
     assert parity.limit(torch.float32, 1e-7, ours=True) < 1e-5 < parity.limit(torch.float32, 1e-7, ours=False)
+
+
+def test_the_coarsest_type_of_the_arrays_counts():
+    half, single = torch.ones(1, dtype=torch.bfloat16), torch.ones(1)
+    assert parity.coarsest([half, single, 0.5]) == torch.bfloat16
+    assert parity.coarsest([single, torch.arange(2)]) == torch.float32
+    assert parity.coarsest([torch.arange(2)]) == torch.float32

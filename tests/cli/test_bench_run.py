@@ -148,6 +148,14 @@ def test_what_spoils_its_inputs_gets_new_ones_and_the_others_keep_theirs():
     assert row(result, "spoiler").times.turns == 3
 
 
+def test_what_works_in_place_has_arrays_of_its_own_for_everyone():
+    halve = staticmethod(lambda x: x.detach().mul_(0.5))
+    case = Toy("halve", "N=8", lambda draw: [draw.normal(8, learned=False)], square, in_place=True)
+    object.__setattr__(case, "op_of_ours", halve)
+    object.__setattr__(case, "op_of_reference", halve)
+    assert [r.state for r in bench().run(case).rows] == ["ok"] * 3
+
+
 def test_a_gradient_fewer_is_said():
     peer = Peer(lambda: lambda x, y: (x * x).sum() + (y.detach() ** 2).sum(), only_gpu=False)
     case = Toy("square", "N=8", lambda draw: [draw.normal(8), draw.normal(8)], square, peers={"half": peer})
