@@ -211,6 +211,8 @@ def _check(
     for name, values in (("mean", mean), ("std", std)):
         if values is not None and len(values) != images.shape[1]:
             raise ContractError(f"{name} has a value for each of {images.shape[1]} channels; {list(values)} was given")
+    if std is not None and not min(std) > 0:
+        raise ContractError(f"each std is greater than 0; {list(std)} was given")
     if dtype not in KINDS:
         raise ContractError(f"views can be {', '.join(map(str, KINDS))}; {dtype} was asked for")
 

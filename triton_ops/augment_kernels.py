@@ -6,7 +6,7 @@ reads bytes, so it is done again rather than kept. Launches, and what they move 
 
     levels  only with a jitter   resize, then the jitter up to the contrast; reads C H W, writes a sum for each tile
     views   always               resize, jitter with the mean of the sums, grey; reads C H W, writes 4 C S**2
-    blur    only with a blur     along columns, then along rows: each reads and writes 4 C S**2
+    blur    only with a blur     two launches, see augment_blur_kernels.py: each reads and writes 4 C S**2
 
 `views` solarises and normalises what is not blurred, and leaves the rest as it is for the last blur, which does the
 same; programs of a sample that is not blurred, or whose order has no contrast, do nothing. Of 3 x 256 x 256 bytes come
@@ -27,9 +27,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .augment import BRIGHTNESS, CONTRAST, HUE, LUMA, SATURATION, SLACK, AugmentPlan
+from .augment_blur_kernels import blur_planes, finished
 
 TILE = 32  # pixels along a side
-LINE = 1024  # pixels of a plane that a program blurs, as they follow in memory
 RED, GREEN, BLUE = (tl.constexpr(share) for share in LUMA)
 IS_BRIGHTNESS, IS_CONTRAST, IS_SATURATION, IS_HUE = (
     tl.constexpr(number) for number in (BRIGHTNESS, CONTRAST, SATURATION, HUE)
@@ -52,7 +52,7 @@ def augment_by_kernels(
     out = images.new_empty(batch, channels, size, size, dtype=dtype)
     if batch == 0:
         return out
-    jittered, blurred = plan.order is not None, plan.sigma is not None and blur > 1
+    jittered, blurred = plan.order is not None, plan.sigma is not None
     sums = out.new_empty(batch, tiles if jittered else 0, dtype=torch.float32)
     # What is to be blurred waits where the view will be, if that is as exact.
     sharp = out if dtype == torch.float32 or not blurred else torch.empty_like(out, dtype=torch.float32)
@@ -62,15 +62,12 @@ def augment_by_kernels(
     if jittered:
         _levels_kernel[(batch * tiles,)](*source, sums, **shape, TILE=TILE, **OPTIONS)
     flags = {"JITTER": jittered, "GREY": plan.greyed is not None and channels == 3, "BLUR": blurred}
-    last = {"SOLARIZE": plan.solarized is not None}
+    flags["SOLARIZE"] = plan.solarized is not None
     colours = [*_of_each(mean, 0.0), *(1 / value for value in _of_each(std, 1.0))]
     arrays = (sums, greyed, sigma, solarized, sharp, out)
-    _views_kernel[(batch * tiles,)](*source, *arrays, *colours, **shape, **flags, **last, TILE=TILE, **OPTIONS)
+    _views_kernel[(batch * tiles,)](*source, *arrays, *colours, **shape, **flags, TILE=TILE, **OPTIONS)
     if blurred:
-        between, lines = torch.empty_like(sharp), batch * channels * triton.cdiv(size * size, LINE)
-        shape = {"C": channels, "S": size, "WIDE": triton.next_power_of_2(blur), "LINE": LINE, **last, **OPTIONS}
-        _blur_kernel[(lines,)](sharp, between, sigma, solarized, blur // 2, *colours, ALONG_ROWS=False, **shape)
-        _blur_kernel[(lines,)](between, out, sigma, solarized, blur // 2, *colours, ALONG_ROWS=True, **shape)
+        blur_planes(sharp, out, sigma, solarized if flags["SOLARIZE"] else None, blur, colours)
     return out
 
 
@@ -91,7 +88,7 @@ def _parts(plan: AugmentPlan) -> list[Tensor]:
 
 def _of_each(values: Sequence[float], default: float) -> list[float]:
     """Three numbers, for each channel that there could be."""
-    return [*values, default, default, default][:3]
+    return [*map(float, values), default, default, default][:3]
 
 
 @triton.jit
@@ -299,13 +296,6 @@ def _levels_kernel(  # type: ignore[no-untyped-def]
         tl.store(sums_ptr + tl.program_id(0).to(tl.int64), tl.sum(tl.sum(luma, 0), 0))
 
 
-@triton.jit
-def _finished(x, solar, mean, share):  # type: ignore[no-untyped-def]
-    """Solarised if `solar`, and normalised."""
-    x = tl.where(solar & (x >= 0.5), 1.0 - x, x)
-    return (x - mean) * share
-
-
 @triton.jit(do_not_specialize=["stride_b", "stride_c", "stride_h", "stride_w", "H", "W"])
 def _views_kernel(  # type: ignore[no-untyped-def]  # noqa: C901
     images_ptr,
@@ -377,7 +367,7 @@ def _views_kernel(  # type: ignore[no-untyped-def]  # noqa: C901
     if blurred:
         tl.store(sharp_ptr + at, r, mask=inside)
     else:
-        tl.store(out_ptr + at, _finished(r, solar, mean_r, share_r), mask=inside)
+        tl.store(out_ptr + at, finished(r, solar, mean_r, share_r), mask=inside)
     if C == 3:
         g = tl.where(good, g, float("nan"))
         b = tl.where(good, b, float("nan"))
@@ -385,59 +375,5 @@ def _views_kernel(  # type: ignore[no-untyped-def]  # noqa: C901
             tl.store(sharp_ptr + at + S * S, g, mask=inside)
             tl.store(sharp_ptr + at + 2 * S * S, b, mask=inside)
         else:
-            tl.store(out_ptr + at + S * S, _finished(g, solar, mean_g, share_g), mask=inside)
-            tl.store(out_ptr + at + 2 * S * S, _finished(b, solar, mean_b, share_b), mask=inside)
-
-
-@triton.jit(do_not_specialize=["radius"])
-def _blur_kernel(  # type: ignore[no-untyped-def]
-    in_ptr,
-    out_ptr,
-    sigma_ptr,
-    solarized_ptr,
-    radius,
-    mean_r,
-    mean_g,
-    mean_b,
-    share_r,
-    share_g,
-    share_b,
-    C: tl.constexpr,
-    S: tl.constexpr,
-    ALONG_ROWS: tl.constexpr,
-    SOLARIZE: tl.constexpr,
-    WIDE: tl.constexpr,
-    LINE: tl.constexpr,
-):
-    """Blur each plane of the samples that are to be blurred along one axis; rows come last, and are finished."""
-    lines: tl.constexpr = (S * S + LINE - 1) // LINE
-    plane = (tl.program_id(0) // lines).to(tl.int64)
-    sample = plane // C
-    sigma = tl.load(sigma_ptr + sample)
-    if sigma != 0.0:
-        away = tl.arange(0, WIDE) - radius
-        share = tl.where(away <= radius, tl.exp(-0.5 * (away / sigma) * (away / sigma)), 0.0)
-        share = 1.0 / tl.sum(share, 0)
-        pixel = (tl.program_id(0) % lines) * LINE + tl.arange(0, LINE)
-        inside = pixel < S * S
-        x = pixel % S
-        y = pixel // S
-        acc = tl.zeros([LINE], tl.float32)
-        for k in range(-radius, radius + 1):
-            weight = tl.exp(-0.5 * (k / sigma) * (k / sigma)) * share
-            if ALONG_ROWS:
-                near = tl.abs(x + k)
-                at = y * S + tl.minimum(near, 2 * (S - 1) - near)
-            else:
-                near = tl.abs(y + k)
-                at = tl.minimum(near, 2 * (S - 1) - near) * S + x
-            acc += weight * tl.load(in_ptr + plane * (S * S) + at, mask=inside, other=0.0)
-        if ALONG_ROWS:
-            solar = sample < 0
-            if SOLARIZE:
-                solar = tl.load(solarized_ptr + sample) != 0
-            channel = plane % C
-            mean = tl.where(channel == 0, mean_r, tl.where(channel == 1, mean_g, mean_b))
-            scale = tl.where(channel == 0, share_r, tl.where(channel == 1, share_g, share_b))
-            acc = _finished(acc, solar, mean, scale)
-        tl.store(out_ptr + plane * (S * S) + pixel, acc, mask=inside)
+            tl.store(out_ptr + at + S * S, finished(g, solar, mean_g, share_g), mask=inside)
+            tl.store(out_ptr + at + 2 * S * S, finished(b, solar, mean_b, share_b), mask=inside)

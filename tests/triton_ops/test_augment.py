@@ -180,7 +180,10 @@ def test_how_images_lie_in_memory_does_not_matter(device):
     assert torch.equal(augment(images, spread, 16), want)
 
 
-@pytest.mark.parametrize("strides", [(2**31 + 8, 4, 1, 2), (12, 4, 1, 2**31 // 2 + 8), (1, 2**31 // 2 + 8, 4, 2)])
+FAR = 2**31 + 8
+
+
+@pytest.mark.parametrize("strides", [(FAR, 4, 1, 2), (12, 4, 1, FAR // 2), (1, FAR // 2, 4, 2), (9, 3, FAR, 1)])
 def test_offsets_pass_two_to_the_31(device, strides):
     size = sum(s * (n - 1) for s, n in zip(strides, (2, 3, 2, 3), strict=True)) + 1
     if device.type == "cuda":
@@ -324,6 +327,7 @@ IMAGES, PLAN = photos(2, 3, 9, 9), planned(2, 9, 9)
         (IMAGES, PLAN, {"size": 2, "blur": 5}, "below 2 size; they are 2 and 5"),
         (IMAGES, PLAN, {"mean": (0.5,)}, "mean has a value for each of 3 channels"),
         (IMAGES, PLAN, {"std": (0.5,) * 4}, "std has a value for each of 3 channels"),
+        (IMAGES, PLAN, {"std": (0.5, 0.0, 0.5)}, "each std is greater than 0"),
         (IMAGES, PLAN, {"dtype": torch.int32}, "torch.int32 was asked for"),
     ],
 )

@@ -8,12 +8,12 @@ from selfsup.triton_ops import augment_kernels as kernels
 
 BYTES = {"images_ptr", "flip_ptr", "greyed_ptr", "solarized_ptr"}
 STRIDES = {"stride_b": "i64", "stride_c": "i32", "stride_h": "i32", "stride_w": "i32"}
-SIZE, BLUR = 224, 23
+SIZE = 224
 
 
 def signature(kernel, out):
     """The type of every argument that is not known beforehand."""
-    types = STRIDES | {"H": "i32", "W": "i32", "radius": "i32", "order_ptr": "*i64", "out_ptr": f"*{out}"}
+    types = STRIDES | {"H": "i32", "W": "i32", "order_ptr": "*i64", "out_ptr": f"*{out}"}
     found = {}
     for name in kernel.arg_names:
         if name.endswith("_ptr"):
@@ -33,12 +33,3 @@ def test_the_kernels_compile_for_gpus_that_are_not_here(compile_ahead, assert_fi
     assert_fits(compile_ahead(kernels._views_kernel, signature(kernels._views_kernel, out), **shape, **flags))
     if out == "fp32":
         assert_fits(compile_ahead(kernels._levels_kernel, signature(kernels._levels_kernel, out), FLIP=full, **shape))
-
-
-@pytest.mark.parametrize("out", ["fp32", "bf16"])
-@pytest.mark.parametrize("along_rows", [False, True])
-def test_the_blur_compiles_for_gpus_that_are_not_here(compile_ahead, assert_fits, along_rows, out):
-    wide = kernels.triton.next_power_of_2(BLUR)
-    shape = {"C": 3, "S": SIZE, "WIDE": wide, "LINE": kernels.LINE, "SOLARIZE": True, **kernels.OPTIONS}
-    signed = signature(kernels._blur_kernel, out)
-    assert_fits(compile_ahead(kernels._blur_kernel, signed, ALONG_ROWS=along_rows, **shape))
