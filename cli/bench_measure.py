@@ -163,7 +163,7 @@ def ceilings(meter: Meter, kind: torch.dtype, small: bool) -> Ceilings:
     calls: dict[str, Timed] = {"product": lambda: a @ b, "copy": lambda: target.copy_(source)}
     for f in calls.values():
         f()
-    times = meter.in_turns(calls, rounds=20, seconds=5)
+    times = meter.in_turns(calls, rounds=20 if meter.gpu else 7, seconds=5)
     return Ceilings(2 * side**3 / times["product"].low * 1e3, 2 * length / times["copy"].low * 1e3)
 
 

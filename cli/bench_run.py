@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,7 @@ from . import bench_parity as parity
 from .bench_case import Arrays, Call, Case, Draw, Peer
 from .bench_measure import Ceilings, Meter, Timed, Times, bare
 
-OURS, EAGER, COMPILED, BARE = "ours", "eager", "compiled", "bare products"
+OURS, EAGER, COMPILED, BARE, TIMES = "ours", "eager", "compiled", "bare products", "times"
 SHORT = 2.0  # milliseconds; what takes less is also measured without the gaps between its launches
 
 
@@ -47,7 +48,7 @@ class Result:
 
     def failing(self) -> list[str]:
         """Why the op has not passed."""
-        bad = [row for row in self.rows if row.name == OURS and row.state not in ("ok", "skipped")]
+        bad = [row for row in self.rows if row.name in (OURS, TIMES) and row.state not in ("ok", "skipped")]
         return [f"{self.case.name}: {row.state}: {row.note}" for row in bad]
 
 
@@ -103,10 +104,14 @@ class Bench:
 
     def __init__(self, plan: Plan, ceilings: Ceilings | None, meter: Meter) -> None:
         self.plan, self.ceilings, self.meter = plan, ceilings, meter
+        self.broken = ""  # by what, if the GPU does nothing any more for this process
 
     def run(self, case: Case) -> Result:
         """One case: everyone is checked; those that are right are timed in turns; then their memory is measured."""
         result = Result(case)
+        if self.broken:
+            result.rows.append(Row(OURS, "failed", f"nothing runs on the GPU since {self.broken}"))
+            return result
         try:
             arrays = case.make(Draw(self.plan.device, self.plan.kind, seed=1))
             entries = self._checked(result, arrays)
@@ -114,15 +119,23 @@ class Bench:
             result.rows.append(Row(OURS, "failed", _said(why)))
             return result
         finally:
-            self._tidy()
+            self._tidy(case.name)
         if self.plan.timed:
-            self._time(result, entries)
-        self._tidy()
+            try:
+                self._time(result, entries)
+            except Exception as why:  # as where all contestants together find no memory
+                result.rows.append(Row(TIMES, "failed", _said(why)))
+            self._tidy(case.name)
         return result
 
-    def _tidy(self) -> None:
-        if self.meter.gpu:
-            torch.cuda.empty_cache()
+    def _tidy(self, after: str) -> None:
+        """Give memory back; a GPU on which a kernel failed refuses everything from then on."""
+        try:
+            self.meter.wait()
+            if self.meter.gpu:
+                torch.cuda.empty_cache()
+        except RuntimeError as why:
+            self.broken = self.broken or f"{after}: {_said(why)}"
 
     def _wanted(self, name: str) -> bool:
         return self.plan.peers is None or any(name.startswith(wanted) for wanted in self.plan.peers)
@@ -186,6 +199,7 @@ class Bench:
             self.meter.wait()
         except Exception as why:  # ours and others' alike: it is said, and the rest goes on
             row.state, row.note = "failed", _said(why)
+            self._tidy(f"{row.name} in {truth.case.name}")
             return
         if entry.peer is not None and entry.peer.differs:
             row.note = entry.peer.differs
@@ -236,7 +250,9 @@ def _poisoned() -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "(?i).*determinis")  # it is not determinism that is asked for
+            yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 

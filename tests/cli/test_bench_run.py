@@ -123,6 +123,27 @@ def test_a_case_that_cannot_be_made_is_a_failure():
     assert line == "square N=1: failed: TypeError: it takes no size"
 
 
+def test_a_gpu_that_does_nothing_any_more_is_said_once_and_by_whom(monkeypatch):
+    measuring = bench()
+
+    def broken_for_good(x):
+        monkeypatch.setattr(measuring.meter, "wait", lambda: broken(x))
+        raise RuntimeError("an illegal memory access")
+
+    first = measuring.run(toy({"wild": Peer(lambda: broken_for_good, only_gpu=False)}))
+    assert row(first, "wild").state == "failed"
+    (line,) = measuring.run(toy()).failing()
+    assert "nothing runs on the GPU since wild in square N=64: RuntimeError: no room" in line
+
+
+def test_what_cannot_be_timed_was_checked_all_the_same(monkeypatch):
+    measuring = bench()
+    monkeypatch.setattr(measuring.meter, "in_turns", lambda *args: broken(None))
+    result = measuring.run(toy())
+    assert row(result, OURS).state == "ok"
+    assert result.failing() == ["square N=64: failed: RuntimeError: no room"]
+
+
 def test_arrays_prepared_for_a_peer_are_judged_by_the_reference_on_them():
     half = Peer(lambda: square, prepare=lambda arrays: [arrays[0].detach()[::2].requires_grad_()], only_gpu=False)
     assert row(bench().run(toy({"half": half})), "half").state == "ok"
