@@ -57,8 +57,10 @@ def assert_same(got, want):
         assert torch.equal(x.cpu(), y.cpu()), name
 
 
-@pytest.mark.parametrize(("rows", "columns"), GRIDS)
-@pytest.mark.parametrize(("share", "least", "aspect"), [(0.4, 16, 0.3), (0.7, 3, 0.1)])
+@pytest.mark.parametrize(
+    ("rows", "columns", "share", "least", "aspect"),
+    [*((*grid, 0.4, 16, 0.3) for grid in GRIDS), (14, 14, 0.7, 3, 0.1), (7, 5, 0.5, 4, 1.0), (65, 64, 0.3, 400, 0.3)],
+)
 def test_every_path_equals_numpy_and_the_reference(device, rows, columns, share, least, aspect):
     draw, other = Stream(KEY, IDS.to(device)), Stream(KEY, IDS)
     for each in (draw, other):

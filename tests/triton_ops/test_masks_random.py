@@ -54,7 +54,9 @@ def assert_same(got, want):
         assert torch.equal(x.cpu(), y.cpu()), name
 
 
-@pytest.mark.parametrize(("total", "share"), [*((total, 0.75) for total in LENGTHS), (196, 0.4), (31, 0.999)])
+@pytest.mark.parametrize(
+    ("total", "share"), [*((total, 0.75) for total in LENGTHS), (196, 0.4), (31, 0.999), (4097, 0.75)]
+)
 def test_every_path_equals_numpy_and_the_reference(device, total, share):
     lengths = [total, 0, max(1, total // 2), max(1, total - 1)]
     real, draw = rows(lengths, total).to(device), Stream(KEY, IDS.to(device))

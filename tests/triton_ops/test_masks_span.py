@@ -52,6 +52,7 @@ def rows(lengths, total=None, ids=None, spans=PAPER, device="cpu"):
         *((total, PAPER) for total in (1, 2, 3, 196, 197, 255, 256, 257)),
         (2, Spans(0.15, 3, 1)),
         (50, Spans(0.15, 3, 1)),
+        (4097, PAPER),
     ],
 )
 def test_every_path_equals_numpy_and_the_reference(device, total, spans):
