@@ -27,7 +27,7 @@ from selfsup.kernel.errors import ContractError
 
 from ._launch import can_launch, on_device_of, power
 from .take_patches import check_index, sum_type
-from .take_patches_kernels import narrow, take, tile
+from .take_patches_kernels import TILE, narrow, take, tile
 
 PROGRAMS = 1056  # that sums over samples are divided among: eight on each processor of a large GPU
 
@@ -183,7 +183,7 @@ _restore.register_autograd(_backward, setup_context=_keep)
 
 
 def _options(tokens: int, width: int, count: int) -> dict[str, int]:
-    return {**tile(tokens, width), "BK": power(count, 16, 64)}
+    return {**tile(tokens, width, TILE // 2), "BK": power(count, 16, 64)}
 
 
 def _launch_restore(seen: Tensor, index: Tensor, token: Tensor, positions: Tensor | None, tokens: int) -> Tensor:

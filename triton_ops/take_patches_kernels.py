@@ -18,10 +18,10 @@ PROGRAMS = 1056  # that sums over samples are divided among: eight on each proce
 TILE = 4096  # values in the registers of a program
 
 
-def tile(rows: int, width: int) -> dict[str, int]:
+def tile(rows: int, width: int, held: int = TILE) -> dict[str, int]:
     """Blocks of rows and of their values: rows in one piece where they are short enough, as many as a program holds."""
     values = power(width, 16, 1024)
-    return {"BR": power(rows, 1, min(16, TILE // values)), "BD": values}
+    return {"BR": power(rows, 1, min(16, held // values)), "BD": values}
 
 
 def take(x: Tensor, index: Tensor, positions: Tensor | None, patch: int, missing: float) -> Tensor:
