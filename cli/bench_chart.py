@@ -10,11 +10,11 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .bench_run import BARE, COMPILED, EAGER, OURS, Result, Row
+from .bench_run import BARE, COMPILED, EAGER, Result, Row
 from .bench_show import share
 
 BLUE, GREY, DARK, PALE, INK, SOFT = "#2563a8", "#b9c0ca", "#7d8896", "#d9e4f0", "#1c2430", "#66707f"
-COLOURS = {OURS: BLUE, EAGER: DARK, COMPILED: DARK, BARE: PALE}
+COLOURS = {EAGER: DARK, COMPILED: DARK, BARE: PALE}
 BAR, GAP, MARGIN = 0.19, 0.12, 1.1  # inches
 MOST = 1.1  # of the limit; a short case may seem to pass it
 
@@ -46,8 +46,8 @@ def draw(out: Path, about: dict[str, Any], results: Sequence[Result]) -> None:
 
 def _bar(axis: Any, place: float, result: Result, row: Row) -> None:
     of = min(share(result, row) or 0.0, MOST)
-    mine = row.name == OURS
-    axis.barh(place, of, BAR * 0.82, color=COLOURS.get(row.name, GREY))
+    mine = row.ours
+    axis.barh(place, of, BAR * 0.82, color=BLUE if mine else COLOURS.get(row.name, GREY))
     took = min(row.times.median, row.replay or math.inf) if row.times else math.nan
     graph = " in a graph" if row.times and row.replay and row.replay < row.times.median else ""
     small: dict[str, Any] = {"fontsize": 6.5, "va": "center"}

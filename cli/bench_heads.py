@@ -10,11 +10,12 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from .bench_case import Arrays, Call, Case, Draw, Peer, borrowed
+from .bench_case import Arrays, Call, Case, Draw, Peer, borrowed, find
 
 SURE = 14.0  # what a favoured label's logit is above the others
 NONE = -100
@@ -67,8 +68,14 @@ def _linear(rows: int, labelled: int, width: int, classes: int, trained: bool = 
         lambda op, hidden, weight, labels: op(hidden, weight, labels),
         products=((labelled, width, classes), (labelled, classes, width), (classes, labelled, width)),
         least=2 * 2 * (rows + classes) * width,
-        peers=_with_gathered(LINEAR, labelled < rows),
+        peers={"ours, capacity": _with_capacity(rows, labelled), **_with_gathered(LINEAR, labelled < rows)},
     )
+
+
+def _with_capacity(rows: int, labelled: int) -> Peer:
+    """The op, told how many rows have a label at most, in whole blocks of 64."""
+    capacity = min(rows, -(-labelled // 64) * 64)
+    return Peer(lambda: partial(find("linear_cross_entropy"), capacity=capacity), only_gpu=False)
 
 
 def _plain(rows: int, labelled: int, classes: int) -> Case:

@@ -33,6 +33,11 @@ class Row:
     memory: int | None = None
     waits: bool | None = None  # for the host, on a GPU
 
+    @property
+    def ours(self) -> bool:
+        """Whether it is the op, as it is or with one of its options."""
+        return self.name.partition(",")[0] == OURS
+
 
 @dataclass
 class Result:
@@ -48,7 +53,7 @@ class Result:
 
     def failing(self) -> list[str]:
         """Why the op has not passed."""
-        bad = [row for row in self.rows if row.name in (OURS, TIMES) and row.state not in ("ok", "skipped")]
+        bad = [row for row in self.rows if row.state not in ("ok", "skipped") and (row.ours or row.name == TIMES)]
         return [f"{self.case.name}: {row.state}: {row.note}" for row in bad]
 
 
@@ -77,7 +82,7 @@ class _Truth:
         """Note the error in the row; whether it is right."""
         row.error, missing = parity.error(found, self.results, self.case.spare)
         row.note = f"{missing} gradient{'s' * (missing > 1)} fewer" if missing else ""
-        limit = parity.limit(self.kind, self.eager, ours=row.name == OURS)
+        limit = parity.limit(self.kind, self.eager, ours=row.ours)
         if not row.error <= limit:
             row.state, row.note = "wrong", f"wrong by {row.error:.1e}, at most {limit:.1e} is right; not timed"
         return row.state == "ok"
@@ -158,7 +163,7 @@ class Bench:
             f = torch.compile(case.plain(), dynamic=False)
             self._check(result, Row(COMPILED), lambda: _Entry(f, arrays, case), truth, found)
         for name, peer in case.peers.items():
-            if self._wanted(name):
+            if Row(name).ours or self._wanted(name):
                 self._check_peer(result, Row(name), peer, arrays, truth, found)
         return found
 

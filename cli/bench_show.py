@@ -121,7 +121,7 @@ def say(result: Result, timed: bool) -> None:
     for row in result.rows:
         if row.error is not None or row.times is not None:
             error = "" if row.error is None else f"{row.error:.1e}"
-            style = "" if row.state == "ok" else "red" if row.name == OURS else "dim"
+            style = "" if row.state == "ok" else "red" if row.ours else "dim"
             grid.add_row(*(Text(cell, style) for cell in (row.name, error, *(_figures(result, row) if timed else []))))
         if row.note:
             notes.setdefault(row.note if row.state in ("ok", "wrong") else f"{row.state}: {row.note}", []).append(
@@ -129,7 +129,7 @@ def say(result: Result, timed: bool) -> None:
             )
     console.print(Text(result.case.name, "bold"), *([grid] if grid.row_count else []), sep="\n")
     for note, names in notes.items():
-        bad = OURS in names and result.failing()
+        bad = any(Row(name).ours for name in names) and result.failing()
         console.print(Text(f"  {'; '.join(names)}: {note}", "red" if bad else "dim"), soft_wrap=True)
     console.print()
 

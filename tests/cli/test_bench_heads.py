@@ -36,7 +36,9 @@ def test_gathered_rows_give_the_same_loss(make):
     assert len(gathered[0]) == len(gathered[-1]) == (10 if len(given) == 3 else 5)
     assert case.reference(*gathered).item() == pytest.approx(case.reference(*given).item(), rel=1e-12)
     assert {name for name in case.peers if name.endswith(", gathered")} == {
-        f"{name}, gathered" for name in case.peers if "," not in name
+        f"{name}, gathered"
+        for name in case.peers
+        if "," not in name  # ours is never gathered
     }
 
 
@@ -56,3 +58,11 @@ def test_a_torch_without_it_says_so(monkeypatch):
     monkeypatch.delattr(F, "linear_cross_entropy", raising=False)
     with pytest.raises(ImportError, match=r"2\.13 is the first"):
         bench_heads.LINEAR["torch"].load()
+
+
+def test_ours_is_told_how_many_rows_have_a_label():
+    case = bench_heads._linear(67, 10, 48, 129)
+    given = arrays(case)
+    told = case.peers["ours, capacity"].load()
+    assert told.keywords == {"capacity": 64}
+    assert error(step(told, given)(), step(case.reference, given)())[0] < 1e-12

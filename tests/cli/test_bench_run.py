@@ -186,6 +186,13 @@ def test_a_gradient_fewer_is_said():
     assert row(bench().run(case), "half").note == "1 gradient fewer"
 
 
+def test_the_op_with_an_option_is_ours_too():
+    wrong = Peer(lambda: lambda x: square(x) * 1.01, only_gpu=False)
+    result = bench(peers=()).run(toy({"ours, quick": wrong}))
+    assert [r.name for r in result.rows] == [OURS, "ours, quick"]
+    assert "wrong by 1.0e-02" in result.failing()[0]
+
+
 def test_only_those_wanted_take_part():
     peers = {name: Peer(lambda: square, only_gpu=False) for name in ("liger", "liger, gathered", "cce")}
     names = [r.name for r in bench(peers=("liger",)).run(toy(peers)).rows]
