@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from selfsup.triton_ops import contrast_gradient_kernels as gradients
 from selfsup.triton_ops import contrast_kernels as shared
@@ -42,3 +44,48 @@ def test_the_kernels_compile_for_gpus_that_are_not_here(request, compile_ahead, 
 def test_the_kernel_that_merges_compiles(compile_ahead, assert_fits):
     types = types_of(sums._merge_kernel, "fp32") | {"S": "i32", "L": "i32"}
     assert_fits(compile_ahead(sums._merge_kernel, types, CONTINUED=True, **sums.MERGED))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 300_000), st.integers(1, 3_000_000), st.booleans(), st.sampled_from([(2, 128), (4, 64)]))
+def test_panels_have_every_pair_once_and_find_room(rows, keys, alone, kind):
+    itemsize, block = kind
+    keys, counted, diagonal = rows if alone else keys, 0, 0
+    for part, of_keys in shared.panels(rows, keys, alone, itemsize, block):
+        height, width = part.stop - part.start, of_keys.stop - of_keys.start
+        assert 0 < height * shared._pitch(of_keys) * itemsize <= shared.WORKSPACE + 32 * height
+        assert height * shared._pitch(of_keys) < 2**31  # lanes of a tile are counted in 32 bits
+        assert part.start % block == 0 == of_keys.start % block
+        counted += height * width
+        if alone and of_keys.start == part.start:
+            assert of_keys.stop >= part.stop  # the square at the diagonal is in one panel
+            diagonal += height * height
+    # Where rows are the keys, what is right of the squares on the diagonal is there once for two.
+    assert counted == ((rows * rows - diagonal) // 2 + diagonal if alone else rows * keys)
+
+
+def test_a_small_batch_against_a_queue_takes_programs_enough_for_a_gpu():
+    """MoCo: 256 queries, 65,536 keys."""
+    span = sums._span(256, 65_536, 128)
+    assert 2 * -(-65_536 // span) >= sums.PROGRAMS
+    assert len(sums._launches(256, 0, 65_536 // span, 128)) == 1
+    assert len(list(shared.panels(256, 65_536, False, 2, 128))) == 1
+
+
+@pytest.mark.parametrize("columns", [0, 65_536, 2**20])
+def test_partial_results_are_bounded_whatever_the_number_of_rows(columns):
+    keys = max(columns, 65_536)
+    parts = -(-keys // sums._span(262_144, keys, 128))
+    launches = sums._launches(262_144, columns, parts, 128)
+    for start, stop in launches:
+        assert (stop - start) * parts + -(-(stop - start) // 128) * columns <= sums.PARTIALS
+    assert sum(stop - start for start, stop in launches) == 262_144
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_numbers_past_the_32_bits_of_a_count_are_found(device):
+    x = torch.zeros(2**27 + 200, 16, dtype=torch.bfloat16, device=device)
+    y = torch.ones(3, 16, dtype=torch.bfloat16, device=device)
+    x[-1] = 1
+    r, t, _, _ = sums.sums(x, y, torch.ones((), device=device), None, None, False)
+    assert (r[-1].item(), t[-1].item(), t[-2].item()) == (pytest.approx(1.0986123), 16.0, 0.0)
