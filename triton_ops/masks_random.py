@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from selfsup.kernel import Stream
+from selfsup.kernel.errors import ContractError
 
 from ._launch import can_launch, on_device_of
 from ._masks import (
@@ -87,6 +88,10 @@ def _random_mask(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """A mask drawn for the first frame of real [B, F S], and repeated in all."""
     space = real.shape[1] // frames
+    if real.is_cpu and frames > 1:  # a GPU would have to be waited for
+        every = real.unflatten(1, (frames, space))
+        if ((every != every[:, :1]).any(2) & every.any(2)).any():
+            raise ContractError("a frame has other real tokens than the first one, and is not all padding")
     if not can_launch(ids, real) or space > LONGEST:
         one = _masked(random_bits(ids, space, (low, high), start), real[:, :space], share)
         return (*(repeated(one, real, frames) if frames > 1 else one),)

@@ -55,7 +55,8 @@ def span_mask(draw: Stream, real: Tensor, spans: Spans) -> Tensor:
 
     Args:
         draw: a stream for each of B rows.
-        real: bool [B, T]; which tokens are not padding. They come first in their row.
+        real: bool [B, T]; which tokens are not padding. They come first in their row, or too little is hidden: on a CPU
+            that is an error.
         spans: how many spans, of which length.
     """
     check_rows(draw, real)
@@ -100,6 +101,8 @@ def _span_mask(
     ids: Tensor, real: Tensor, share: float, length: int, least: int, low: int, high: int, start: int
 ) -> Tensor:
     tokens = real.shape[1]
+    if real.is_cpu and (real[:, 1:] & ~real[:, :-1]).any():  # a GPU would have to be waited for
+        raise ContractError("padding stands before a token; what is real must come first in its row")
     if not can_launch(ids, real) or tokens > LONGEST:
         rounding = (random_bits(ids, 1, (low, high), start) >> 8).float() * 2.0**-24
         words = random_bits(ids, tokens, (low, high), start + 1)

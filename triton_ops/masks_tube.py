@@ -31,7 +31,8 @@ def tube_mask(draw: Stream, real: Tensor, frames: int, share: float) -> Masked:
 
     Args:
         draw: a stream for each of B rows.
-        real: bool [B, T], frame by frame; which tokens are not padding. All frames are as the first, or padding.
+        real: bool [B, T], frame by frame; which tokens are not padding. Every frame is as the first, or
+            all padding: on a CPU anything else is an error, on a GPU it hides too many tokens or too few.
         frames: F, which divides T.
         share: of a frame's tokens, how many to hide at least; above 0, below 1.
     """

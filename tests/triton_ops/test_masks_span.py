@@ -189,6 +189,7 @@ def test_arrays_may_have_gaps_in_memory(device):
         (torch.ones(4, 5).bool(), Spans(0.5, 0, 2), "length=0"),
         (torch.ones(4, 5).bool(), Spans(0.5, 10, 0), "least=0"),
         (torch.ones(4, 5, dtype=torch.bool, device="meta"), PAPER, "on meta"),
+        (torch.tensor([[1, 1], [1, 1], [0, 1], [0, 0]]).bool(), PAPER, "padding stands before a token"),
     ],
 )
 def test_what_cannot_be_masked_is_named(real, spans, message):

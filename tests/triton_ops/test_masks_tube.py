@@ -76,6 +76,12 @@ def test_what_cannot_be_masked_is_named(frames, share, message):
         tube_mask(Stream(KEY, IDS), torch.ones(3, 8).bool(), frames, share)
 
 
+@pytest.mark.parametrize("second", [[1, 1, 0], [1, 0, 1], [0, 1, 0]])
+def test_frames_that_are_unlike_the_first_are_named(second):
+    with pytest.raises(ContractError, match="other real tokens than the first"):
+        tube_mask(Stream(KEY, IDS[:1]), torch.tensor([[1, 0, 0, *second, 0, 0, 0]]).bool(), 3, 0.5)
+
+
 def test_it_compiles_whole_and_once_for_every_size_of_batch():
     calls = []
 
