@@ -89,7 +89,7 @@ def _random_mask(
     """A mask drawn for the first frame of real [B, F S], and repeated in all."""
     space = real.shape[1] // frames
     if real.is_cpu and frames > 1:  # a GPU would have to be waited for
-        every = real.unflatten(1, (frames, space))
+        every = real.reshape(len(real), frames, space)
         if ((every != every[:, :1]).any(2) & every.any(2)).any():
             raise ContractError("a frame has other real tokens than the first one, and is not all padding")
     if not can_launch(ids, real) or space > LONGEST:
