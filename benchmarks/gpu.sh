@@ -33,6 +33,7 @@ while (($#)); do
 done
 ((${#stages[@]})) || stages=(tests sanitize ops)
 
+PATH=$PATH:/usr/local/cuda/bin
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
@@ -139,7 +140,11 @@ run_tests() {
 
 run_sanitize() {
     command -v compute-sanitizer >/dev/null || [[ $dry ]] || { echo "compute-sanitizer is not installed" && return 1; }
-    { watch memcheck 45 && watch racecheck 90; } 2>&1 | kept sanitize.log
+    {
+        watch memcheck 45
+        local first=$?
+        watch racecheck 90 && ((!first))
+    } 2>&1 | kept sanitize.log
 }
 
 # watch TOOL SHARE: every op at small shapes under a tool; each allocation is one of the device, so that its end is seen.

@@ -124,6 +124,8 @@ def _measure(
         show.say(result, timed)
         if out:
             show.write(out, about, results)
+    if timed and len(results) > 1:
+        show.close(results)
     if out:
         click.echo(show.drawn(out, about, results))
     return [line for result in results for line in result.failing()]

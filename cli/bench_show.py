@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .bench_measure import Ceilings
-from .bench_run import OURS, Result, Row
+from .bench_run import BARE, OURS, Result, Row
 
 PACKAGES = (
     "torch",
@@ -101,7 +101,7 @@ def share(result: Result, row: Row) -> float | None:
     """Of the time that products and bytes take at the least, in the time that was taken."""
     if row.times is None or not result.floor:
         return None
-    return result.floor / min(row.times.median, row.replay or math.inf)
+    return result.floor / _least(row)
 
 
 WIDE = 110  # columns, where no terminal says how many there are
@@ -148,6 +148,39 @@ def _figures(result: Result, row: Row) -> list[str]:
         "" if of is None else f"{of:.0%}",
         "" if row.memory is None else f"{row.memory / 2**20:.4g}",
     ]
+
+
+def close(results: Sequence[Result]) -> None:
+    """A line for each case: ours, and the quickest of the others."""
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    grid.add_column("")
+    for head in ("ours, ms", "of limit", "quickest other", "x ours", "memory x ours"):
+        grid.add_column(head, justify="right", no_wrap=True)
+    for result in results:
+        mine = _quickest(row for row in result.rows if row.ours)
+        other = _quickest(row for row in result.rows if not row.ours and row.name != BARE)
+        if mine is None:
+            grid.add_row(result.case.name, Text((result.row(OURS) or Row(OURS, "failed")).state, "red"))
+            continue
+        of = share(result, mine)
+        cells = [result.case.name, f"{_least(mine):.4g}", "" if of is None else f"{of:.0%}"]
+        if other is not None:
+            memory = f"{other.memory / mine.memory:.3g}" if other.memory and mine.memory else ""
+            cells += [other.name, f"{_least(other) / _least(mine):.3g}", memory]
+        grid.add_row(*cells)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, WIDE)
+    console.print(grid)
+
+
+def _least(row: Row) -> float:
+    return min(row.times.median, row.replay or math.inf) if row.times else math.inf
+
+
+def _quickest(rows: Iterable[Row]) -> Row | None:
+    timed = [row for row in rows if row.times is not None]
+    return min(timed, key=_least, default=None)
 
 
 def plain(result: Result) -> dict[str, Any]:

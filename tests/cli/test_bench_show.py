@@ -70,3 +70,16 @@ def test_a_cpu_is_said_to_be_one(monkeypatch):
 def test_nothing_timed_is_nothing_drawn(result, tmp_path):
     result.rows = result.rows[2:]
     assert "ops.png" not in show.drawn(tmp_path, {}, [result])
+
+
+def test_at_the_end_there_is_a_line_for_each_case(result, capsys):
+    bare = Row("bare products", times=Times(0.1, 0.1, 0.1, 5))
+    quick = Row("ours, capacity", times=Times(1.0, 1.0, 1.0, 5), memory=2**20)
+    both = Result(result.case, [*result.rows, bare, quick], floor=0.5)
+    show.close([result, both, Result(result.case, [Row("ours", "wrong", "by 1")])])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if "square" in line]
+    assert lines == [
+        ["square", "N=4", "2", "50%", "eager", "2", "4"],
+        ["square", "N=4", "1", "50%", "eager", "4", "4"],
+        ["square", "N=4", "wrong"],
+    ]
