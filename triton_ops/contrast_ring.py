@@ -27,7 +27,7 @@ Shapes: N rows, M keys of one process, D width; W processes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -95,7 +95,8 @@ def negatives_of_all(
     """
     if group is None:
         return negatives(x, y, scale, row_ids, key_ids, columns)
-    return _around(group, x, y, scale, row_ids, key_ids, columns)
+    found: tuple[Tensor, Tensor, Tensor, Tensor] = _around(group, x, y, scale, row_ids, key_ids, columns)
+    return found
 
 
 def numbered(vectors: Tensor, group: ProcessGroup | None) -> Tensor:
@@ -163,7 +164,7 @@ class Ring:
     def __init__(self, group: ProcessGroup) -> None:
         self.group, self.place, self.size = group, _place(group), _size(group)
 
-    def move(self, block: Block, places: int) -> Callable[[], Block]:
+    def move(self, block: Block, places: int) -> Callable[[], list[Any]]:
         """Begin to send arrays so many places on; the call that is returned waits for those that come instead."""
         to, source = (dist.get_global_rank(self.group, (self.place + n) % self.size) for n in (places, -places))
         gone = [None if x is None else x.contiguous() for x in block]
@@ -198,7 +199,7 @@ class Ring:
                 raise ContractError(f"all processes of a group must bring the same; their {what}: {said}")
 
 
-def _arrived(works: list[dist.Work], gone: Block, come: Block) -> Block:
+def _arrived(works: list[dist.Work], gone: Block, come: list[Any]) -> list[Any]:
     """What came; until then, what goes is kept."""
     for work in works:
         work.wait()
@@ -210,7 +211,7 @@ def _turns(ring: Ring, same: bool) -> tuple[int, int]:
     return (ring.size // 2, (ring.size - 1) // 2) if same else (ring.size - 1, ring.size - 1)
 
 
-def _merged(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _merged(one: Sequence[Tensor], other: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """(r'', t'') of the equations above; where neither has negatives, 0 and -inf."""
     top = torch.maximum(one[1], other[1])
     # exp(r) may be a little below 1, by the rounding of t, for which it makes up.
@@ -250,11 +251,11 @@ def _sums(
         block = coming()
         coming = ring.move(block, 1) if turn < last else list
         both = (columns or same) and turn <= final
-        r_k, t_k, *of_keys = op(x, block[0], scale, row_ids, block[1], both)
+        r_k, t_k, c_k, u_k = op(x, block[0], scale, row_ids, block[1], both)
         r, t = _merged((r, t), (r_k, t_k))
         if both:
-            of_keys = _merged(behind(), of_keys) if behind else of_keys
-            behind = ring.move([*of_keys], 1 if turn < final else -final)
+            c_k, u_k = _merged(behind(), (c_k, u_k)) if behind else (c_k, u_k)
+            behind = ring.move([c_k, u_k], 1 if turn < final else -final)
     if behind is None:
         return r, t, c, u
     home = behind()
@@ -269,7 +270,8 @@ def _gradients(
     op, same, none = torch.ops.selfsup.contrast_gradients, y is None, r.new_empty(0)
     last, final = _turns(ring, same)
     block: Block = [x, row_ids, r, t, a] if same else [y, key_ids, c, u, b]
-    behind, coming, found = None, None, []
+    behind, coming = None, None
+    found: list[Tensor] = []
     for turn in range(last + 1):
         block = coming() if coming else block
         coming = ring.move(block, 1) if turn < last else None
@@ -300,7 +302,7 @@ class _Everywhere(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, a: Tensor, of_t: Tensor, b: Tensor, of_u: Tensor) -> tuple[Tensor | None, ...]:
         *arrays, r, t, c, u = ctx.saved_tensors
         wanted = list(ctx.needs_input_grad[1:4])
@@ -320,7 +322,7 @@ class _Total(torch.autograd.Function):
         return total
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         total = gradient.clone()
         dist.all_reduce(total, group=ctx.group)

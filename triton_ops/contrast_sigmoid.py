@@ -107,7 +107,7 @@ class _PairsOfAll(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, weight: Tensor) -> tuple[Tensor | None, ...]:
         weight = _alike(ctx.ring, weight) if ctx.wanted[1] else weight
         kinds = (ctx.kind, ctx.kind, weight.dtype, weight.dtype)
