@@ -111,11 +111,13 @@ def test_the_spread_of_low_precision(device, dtype, normalize):
     assert not got.requires_grad
 
 
-def test_many_rows_for_each_program(device, monkeypatch):
+@pytest.mark.parametrize("normalize", [True, False])
+def test_many_rows_for_each_program(device, monkeypatch, normalize):
     monkeypatch.setattr(kernels, "PROGRAMS", 2)
+    monkeypatch.setattr(kernels, "TILE", 32)
     arrays = case((4, 12, 9, 11), dtype=torch.float32, device=device)
-    true = patch_mse_reference(*(x.double() if x.is_floating_point() else x for x in arrays))
-    for got, want in zip(patch_mse_with_spread(*arrays), true, strict=True):
+    true = patch_mse_reference(*(x.double() if x.is_floating_point() else x for x in arrays), normalize=normalize)
+    for got, want in zip(patch_mse_with_spread(*arrays, normalize=normalize), true, strict=True):
         torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=0)
 
 
