@@ -83,7 +83,7 @@ def _options(entries: int) -> dict[str, Any]:
 
 
 def _entry_options(entries: int, width: int) -> dict[str, Any]:
-    return {"BV": power(entries, 16, 64), "BD": power(width, 16, 64), "BN": 64, "num_warps": 4, "num_stages": 2}
+    return {"BV": power(entries, 16, 32), "BD": power(width, 16, 32), "BN": 32, "num_warps": 4, "num_stages": 2}
 
 
 @triton.jit
