@@ -1,19 +1,24 @@
-"""The cross-entropy of a linear head, without the matrix of all its logits.
+"""The cross-entropy of a linear head, of labelled rows only, without the matrix of all its logits.
 
 For rows h_t of `hidden`, a head with rows w_v and biases b_v, and the label y_t of each row,
 
-    z_tv = h_t . w_v + b_v        loss_t = log sum_v exp(z_tv) - z_ty
+    x_tv = h_t . w_v + b_v        loss_t = cross-entropy of x_t and y_t, as cross_entropy.py has it with all its options
 
-and with a factor s_t for each row (1 / number of labelled rows for the mean; 0 where the label is ignored)
+and with G_tv = d loss_t / d x_tv, and s_t what the loss of a row counts in the end (for the mean, 1 / the class weights
+of all labels; 0 for rows without a label)
 
-    P_tv = softmax(z_t)_v - [v = y_t]      d h_t = s_t P_t W      d W = P^T (s h)      d b = P^T s
+    d h_t = s_t sum_v G_tv w_v      d w_v = sum_t s_t G_tv h_t      d b_v = sum_t s_t G_tv
 
-P is a few rows tall at any time. Where a gradient is wanted it is computed with the loss, from the same logits, so
-a training step costs the three products that it costs anyway; with `reduction = "none"`, whose s is known in the
-backward only, the logits are computed twice.
+G is a few rows tall at any time, and has only rows with a label. Where a gradient is wanted it is computed with the
+loss, from the same logits, so a training step costs three products, 6 n H V operations for n rows with a label;
+with `reduction = "none"`, whose s is known in the backward only, the logits are computed twice.
 
-Shapes: T rows, H width of a row, V classes. Products are in the type of the inputs, or of autocast; the softmax, the
-loss and the sums over rows are in float32, in float64 for float64 inputs.
+Across ranks each has equal shares of the classes, rank r those from r V / W on: its rows of the head and its biases,
+with hidden, labels and class weights the same on all. The loss is the same on every rank, and that of one. The
+gradients of the head are those of the rank's own classes; that of hidden is summed over ranks, and the same on all.
+
+Shapes: T rows, H width of a row, V classes. Products are in the type of the inputs, or of autocast; softmax, losses
+and sums over rows are in float32, in float64 for float64 inputs. See linear_cross_entropy_device.py for a GPU.
 """
 
 from __future__ import annotations
@@ -22,12 +27,33 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup, all_reduce
 from torch.nn import functional as F
 
 from selfsup.kernel.errors import ContractError
 
-ROWS = 256  # of logits at once; fewer where so many would pass LOGITS
-LOGITS = 2**25
+from ._launch import can_launch, on_device_of
+from .cross_entropy import cross_entropy_reference
+from .cross_entropy_options import (
+    Options,
+    check_arrays,
+    check_labels,
+    checked_options,
+    chunks,
+    exact,
+    in_one_dtype,
+    joined,
+    labelled,
+    losses_of,
+    of_label,
+    pull_of,
+    share,
+    share_of_a_row,
+    softmax_rows,
+    to_gradient,
+    unless_crowded,
+    weights_of,
+)
 
 
 def linear_cross_entropy(
@@ -36,86 +62,79 @@ def linear_cross_entropy(
     labels: Tensor,
     bias: Tensor | None = None,
     *,
+    class_weights: Tensor | None = None,
     ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    scale: float = 1.0,
     reduction: Literal["mean", "sum", "none"] = "mean",
+    capacity: int | None = None,
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """The cross-entropy of hidden @ weight.T + bias against the labels: [], or [T] where nothing is reduced.
 
-    It has a first derivative with respect to hidden, weight and bias, and no second one.
+    It has a first derivative with respect to hidden, weight and bias, and no second one. The loss is float32, or
+    float64. A label that is no class is an error on a CPU; on a GPU, where asking would make it wait, it makes the
+    loss NaN.
 
     Args:
         hidden: [T, H].
         weight: [V, H]; the table of an embedding may be shared.
         labels: int64 [T], each below V, or `ignore_index` for rows that count for nothing.
         bias: [V].
+        class_weights: [V], constant; the loss of a label is multiplied by that of its class.
         ignore_index: the label of rows without one.
+        label_smoothing: 0 to 1, how much of a label is spread over all classes.
+        z_loss: at least 0, the weight of log^2 of the sum of exponentials.
+        softcap: above 0; logits come near it, and not past it.
+        scale: of the logits, before the cap.
         reduction: the mean over labelled rows (0 where there are none), the sum, or each row's loss.
+        capacity: the most rows that have a label. Only so many are multiplied, by the library of the GPU, which is
+            faster than kernels that find out their number there; T where most rows have one. If more have one,
+            the loss is NaN, and so are gradients.
+        group: the ranks that have a share of the classes each; V is then that of all, and weight is [V / W, H].
     """
-    _check(hidden, weight, labels, bias)
-    kind = torch.promote_types(hidden.dtype, weight.dtype)
-    device = hidden.device.type
-    if kind != torch.float64 and device != "meta" and torch.is_autocast_enabled(device):
-        kind = torch.get_autocast_dtype(device)
-    arrays = (hidden, weight, bias, labels)
-    if reduction == "none":
-        rows: Tensor = torch.ops.selfsup.linear_cross_entropy(*arrays, ignore_index, kind)
-        return rows
-    scale = (labels != ignore_index).to(_exact(kind))  # [T]
-    if reduction == "mean":
-        scale = scale / scale.sum().clamp(min=1)
-    elif reduction != "sum":
-        raise ContractError(f"there is no reduction {reduction!r}; choose mean, sum or none")
+    _check(hidden, weight, labels, bias, capacity)
+    numbers = checked_options(label_smoothing, z_loss, softcap, scale)
+    check_arrays(hidden, labels, class_weights, weight.shape[0] * (1 if group is None else group.size()), reduction)
+    kind = in_one_dtype(hidden, weight)
+    weights = weights_of(class_weights, kind)
+    arrays = (hidden, weight, bias, labels, weights)
+    options = (ignore_index, numbers, kind, capacity, "" if group is None else group.group_name)
     wanted = [x is not None and x.requires_grad and torch.is_grad_enabled() for x in arrays[:3]]
-    total: Tensor
-    if any(wanted):
-        total = torch.ops.selfsup.linear_cross_entropy_sum(*arrays, scale, ignore_index, kind, wanted)[0]
+    factor = torch.ones((), dtype=exact(kind), device=hidden.device)
+    if reduction == "mean":
+        factor = share_of_a_row(labels, weights, ignore_index, kind)
+    if any(wanted) and reduction != "none":
+        total: Tensor = torch.ops.selfsup.linear_cross_entropy_sum(*arrays, factor, *options, wanted)[0]
         return total
-    total = torch.ops.selfsup.linear_cross_entropy(*arrays, ignore_index, kind) @ scale
-    return total
+    losses: Tensor = torch.ops.selfsup.linear_cross_entropy(*arrays, *options)
+    return losses if reduction == "none" else losses.sum() * factor
 
 
-def _check(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None) -> None:
-    shapes = ", ".join(str(list(x.shape)) for x in (hidden, weight, labels))
+def _check(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, capacity: int | None) -> None:
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1] or labels.shape != hidden.shape[:1]:
+        shapes = ", ".join(str(list(x.shape)) for x in (hidden, weight, labels))
         raise ContractError(f"hidden, weight and labels must be [T, H], [V, H] and [T], and are {shapes}")
+    if 0 in weight.shape:
+        raise ContractError(f"a head has at least one class and one feature, and weight is {list(weight.shape)}")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ContractError(f"bias must be [V] = {list(weight.shape[:1])}, and is {list(bias.shape)}")
-
-
-def _exact(kind: torch.dtype) -> torch.dtype:
-    return torch.float64 if kind == torch.float64 else torch.float32
+    if hidden.device != weight.device or (bias is not None and bias.device != weight.device):
+        given = " and ".join(sorted({str(x.device) for x in (hidden, weight, bias) if x is not None}))
+        raise ContractError(f"hidden, weight and bias must be on one device, and are on {given}")
+    if not weight.is_floating_point():
+        raise ContractError(f"weight must be of floating point, and is {weight.dtype}")
+    if capacity is not None and capacity < 1:
+        raise ContractError(f"capacity must be at least 1, or None, and is {capacity}")
 
 
 def linear_cross_entropy_reference(
-    hidden: Tensor,
-    weight: Tensor,
-    labels: Tensor,
-    bias: Tensor | None = None,
-    *,
-    ignore_index: int = -100,
-    reduction: Literal["mean", "sum", "none"] = "mean",
+    hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None, **options: Any
 ) -> Tensor:
-    """What `linear_cross_entropy` must equal; makes all logits, [T, V]."""
-    logits = F.linear(hidden, weight, bias)  # [T, V]
-    losses = F.cross_entropy(logits.to(_exact(logits.dtype)), labels, ignore_index=ignore_index, reduction="none")
-    if reduction == "none":
-        return losses
-    return losses.sum() / ((labels != ignore_index).sum().clamp(min=1) if reduction == "mean" else 1)
-
-
-def _chunks(rows: int, classes: int) -> list[slice]:
-    """Evenly sized, as products of few rows are slow."""
-    number = -(-rows // max(1, min(ROWS, LOGITS // classes)))
-    size = -(-rows // max(1, number))
-    return [slice(first, min(first + size, rows)) for first in range(0, rows, max(1, size))]
-
-
-def _kept(labels: Tensor, ignore_index: int) -> Tensor | None:
-    """The rows with a label, where leaving out the others makes no device wait and saves something."""
-    if labels.device.type != "cpu":
-        return None
-    kept = (labels != ignore_index).nonzero()[:, 0]
-    return kept if len(kept) < len(labels) else None
+    """What `linear_cross_entropy` must equal; makes all logits, [T, V]. Options are those of `cross_entropy`."""
+    return cross_entropy_reference(F.linear(hidden, weight, bias), labels, **options)
 
 
 def _logits(h: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
@@ -128,34 +147,34 @@ def _logits(h: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tens
     return z if bias is None else z.add_(bias)
 
 
-def _losses(z: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
-    """Cross-entropy of logits z [C, V], which become probabilities: [C].
-
-    log sum exp z = max z - log max softmax(z), as the largest probability, unlike the label's, is never near 0.
-    """
-    top, true = z.amax(-1), z.gather(1, labels[:, None])[:, 0]  # [C]
-    torch.softmax(z, -1, out=z)
-    return torch.where(valid, top - z.amax(-1).log() - true, 0.0)
-
-
 def rows_in_chunks(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, ignore_index: int, kind: torch.dtype
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    weights: Tensor | None,
+    ignore_index: int,
+    numbers: list[float],
+    kind: torch.dtype,
+    capacity: int | None,
+    group: str,
 ) -> Tensor:
-    """The loss of every row: [T]."""
-    losses = hidden.new_zeros(len(hidden), dtype=_exact(kind))
-    kept = _kept(labels, ignore_index)
+    """The loss of every row, [T], on any device, a few rows at a time."""
+    mine, options = share(group, len(weight)), Options(*numbers)
+    classes = len(weight) * mine.ranks
+    here = None if weights is None else weights[mine.first : mine.first + len(weight)]
+    kept = labelled(labels, ignore_index)
     h, y = (hidden, labels) if kept is None else (hidden[kept], labels[kept])
-    valid = y != ignore_index
-    y = torch.where(valid, y, 0)
-    found = losses if kept is None else losses.new_empty(len(h))
-    with torch.autocast(hidden.device.type, enabled=False):
-        w = weight.to(kind)
-        parts = _chunks(len(h), len(w))
-        buffer = losses.new_empty(parts[0].stop if parts else 0, len(w))
-        for part in parts:
-            z = _logits(h[part].to(kind), w, bias, buffer)
-            found[part] = _losses(z, y[part], valid[part])
-    return losses if kept is None else losses.index_copy_(0, kept, found)
+    found = hidden.new_empty(len(h), dtype=exact(kind))
+    parts, w = chunks(len(h), len(weight)), weight.to(kind)
+    buffer = found.new_empty(parts[0].stop if parts else 0, len(w))
+    for part in parts:
+        z = _logits(h[part].to(kind), w, bias, buffer)
+        measured = joined(softmax_rows(z, y[part] - mine.first, here, options, z)[0], mine.group)
+        own = of_label(y[part], weights, options, classes, found.dtype)
+        found[part] = losses_of(measured, own, weights, options, classes)
+    found = found.where(y != ignore_index, 0.0) * unless_crowded(labels, ignore_index, capacity)
+    return found if kept is None else found.new_zeros(len(hidden)).index_copy_(0, kept, found)
 
 
 def sum_in_chunks(
@@ -163,47 +182,52 @@ def sum_in_chunks(
     weight: Tensor,
     bias: Tensor | None,
     labels: Tensor,
-    scale: Tensor,
+    weights: Tensor | None,
+    factor: Tensor,
     ignore_index: int,
+    numbers: list[float],
     kind: torch.dtype,
+    capacity: int | None,
+    group: str,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The losses times `scale` [T], summed, and its gradients for hidden, weight and bias: empty where not `wanted`."""
-    exact = _exact(kind)
-    total = hidden.new_zeros((), dtype=exact)
+    """The losses times `factor` [T] or [], summed, and its gradients for hidden, weight and bias, where `wanted`."""
+    mine, options = share(group, len(weight)), Options(*numbers)
+    classes = len(weight) * mine.ranks
+    here = None if weights is None else weights[mine.first : mine.first + len(weight)]
+    total = hidden.new_zeros((), dtype=exact(kind))
     shapes = (hidden.shape, weight.shape, weight.shape[:1])
     d_hidden, d_weight, d_bias = (
-        hidden.new_zeros(shape if want else 0, dtype=exact) for shape, want in zip(shapes, wanted, strict=True)
+        total.new_zeros(shape if want else 0) for shape, want in zip(shapes, wanted, strict=True)
     )
-    kept = _kept(labels, ignore_index)
-    h, y, s = (hidden, labels, scale) if kept is None else (hidden[kept], labels[kept], scale[kept])
-    valid = y != ignore_index
-    y, s = torch.where(valid, y, 0), torch.where(valid, s, 0.0)
+    kept = labelled(labels, ignore_index)
+    s = torch.where(labels == ignore_index, 0.0, factor * unless_crowded(labels, ignore_index, capacity))
+    h, y, s = (hidden, labels, s) if kept is None else (hidden[kept], labels[kept], s[kept])
     d_rows = d_hidden if kept is None else d_hidden.new_empty(len(h) if wanted[0] else 0, h.shape[1])
-    with torch.autocast(hidden.device.type, enabled=False):
-        w = weight.to(kind)
-        parts = _chunks(len(h), len(w))
-        buffer = total.new_empty(parts[0].stop if parts else 0, len(w))
-        for part in parts:
-            rows, factor = h[part].to(kind), s[part]
-            p = _logits(rows, w, bias, buffer)  # [C, V]
-            total += _losses(p, y[part], valid[part]) @ factor
-            p.scatter_add_(1, y[part, None], p.new_full((len(p), 1), -1.0))
-            if wanted[2]:
-                d_bias += factor @ p
-            p = p.to(kind)
-            if wanted[0]:
-                torch.mul(p @ w, factor[:, None], out=d_rows[part])
-            if wanted[1]:
-                _accumulate(d_weight, p.T, rows * factor[:, None].to(kind))
+    parts, w = chunks(len(h), len(weight)), weight.to(kind)
+    buffer = total.new_empty(parts[0].stop if parts else 0, len(w))
+    for part in parts:
+        rows, y_part, s_part = h[part].to(kind), y[part] - mine.first, s[part]
+        p = _logits(rows, w, bias, buffer)  # [C, V]
+        measures, slope = softmax_rows(p, y_part, here, options, p)
+        measured = joined(measures, mine.group)
+        own = of_label(y[part], weights, options, classes, p.dtype).masked_fill_(y[part] == ignore_index, 0)
+        total += losses_of(measured, own, weights, options, classes) @ s_part
+        shrink = None if mine.group is None else (measures[0] - measured[0] + measures[1] - measured[1]).exp()
+        to_gradient(p, pull_of(measured, own, weights, options, classes, None, shrink), y_part, here, slope)
+        if wanted[2]:
+            d_bias += s_part @ p
+        p = p.to(kind)
+        if wanted[0]:
+            torch.mul(p @ w, s_part[:, None], out=d_rows[part])
+        if wanted[1]:
+            _accumulate(d_weight, p.T, rows * s_part[:, None].to(kind))
+    if wanted[0] and mine.group is not None:
+        all_reduce(d_rows, group=mine.group)
     if wanted[0] and kept is not None:
         d_hidden.index_copy_(0, kept, d_rows)
-    return (
-        total,
-        d_hidden.to(hidden.dtype),
-        d_weight.to(weight.dtype),
-        d_bias.to((weight if bias is None else bias).dtype),
-    )
+    kinds = (hidden.dtype, weight.dtype, (weight if bias is None else bias).dtype)
+    return (total, *(d.to(x) for d, x in zip((d_hidden, d_weight, d_bias), kinds, strict=True)))  # type: ignore[return-value]
 
 
 def _accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
@@ -214,30 +238,67 @@ def _accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
         total += a @ b
 
 
-_rows = torch.library.custom_op("selfsup::linear_cross_entropy", rows_in_chunks, mutates_args=())
-_sum = torch.library.custom_op("selfsup::linear_cross_entropy_sum", sum_in_chunks, mutates_args=())
-
-
-@_rows.register_fake
-def _(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, ignore_index: int, kind: torch.dtype
-) -> Tensor:
-    return hidden.new_empty(len(hidden), dtype=_exact(kind))
-
-
-@_sum.register_fake
-def _(
+@torch.library.custom_op("selfsup::linear_cross_entropy", mutates_args=())
+def _rows(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     labels: Tensor,
-    scale: Tensor,
+    weights: Tensor | None,
     ignore_index: int,
+    numbers: list[float],
     kind: torch.dtype,
+    capacity: int | None,
+    group: str,
+) -> Tensor:
+    check_labels(labels, ignore_index, len(weight) * share(group, 1).ranks)
+    with torch.autocast(hidden.device.type, enabled=False):
+        if can_launch(hidden) and kind != torch.float64:
+            from .linear_cross_entropy_device import losses
+
+            with on_device_of(hidden):
+                return losses(hidden, weight, bias, labels, weights, ignore_index, numbers, kind, capacity, group)
+        return rows_in_chunks(hidden, weight, bias, labels, weights, ignore_index, numbers, kind, capacity, group)
+
+
+@torch.library.custom_op("selfsup::linear_cross_entropy_sum", mutates_args=())
+def _sum(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    weights: Tensor | None,
+    factor: Tensor,
+    ignore_index: int,
+    numbers: list[float],
+    kind: torch.dtype,
+    capacity: int | None,
+    group: str,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    check_labels(labels, ignore_index, len(weight) * share(group, 1).ranks)
+    arrays = (hidden, weight, bias, labels, weights, factor)
+    with torch.autocast(hidden.device.type, enabled=False):
+        if can_launch(hidden) and kind != torch.float64:
+            from .linear_cross_entropy_device import loss_and_gradients
+
+            with on_device_of(hidden):
+                return loss_and_gradients(*arrays, ignore_index, numbers, kind, capacity, group, wanted)
+        return sum_in_chunks(*arrays, ignore_index, numbers, kind, capacity, group, wanted)
+
+
+@_rows.register_fake
+def _(hidden: Tensor, weight: Tensor, bias: Any, labels: Any, weights: Any, *options: Any) -> Tensor:
+    return hidden.new_empty(hidden.shape[0], dtype=exact(options[2]))
+
+
+@_sum.register_fake
+def _(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Any, weights: Any, factor: Tensor, *options: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    wanted = options[-1]
     return (
-        hidden.new_empty((), dtype=_exact(kind)),
+        factor.new_empty(()),
         hidden.new_empty(hidden.shape if wanted[0] else 0),
         weight.new_empty(weight.shape if wanted[1] else 0),
         (weight if bias is None else bias).new_empty(weight.shape[:1] if wanted[2] else 0),
@@ -245,14 +306,14 @@ def _(
 
 
 def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *arrays, ctx.ignore_index, ctx.kind = inputs
-    ctx.save_for_backward(*arrays)
+    ctx.save_for_backward(*inputs[:5])
+    ctx.options = inputs[5:]
 
 
 def _rows_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    arrays, wanted = ctx.saved_tensors, list(ctx.needs_input_grad[:3])
-    _, *grads = torch.ops.selfsup.linear_cross_entropy_sum(*arrays, grad, ctx.ignore_index, ctx.kind, wanted)
-    return (*(g if want else None for g, want in zip(grads, wanted, strict=True)), None, None, None)
+    wanted = list(ctx.needs_input_grad[:3])
+    _, *grads = torch.ops.selfsup.linear_cross_entropy_sum(*ctx.saved_tensors, grad, *ctx.options, wanted)
+    return (*(g if want else None for g, want in zip(grads, wanted, strict=True)), *[None] * 7)
 
 
 def _keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -262,7 +323,7 @@ def _keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
 
 def _sum_backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
     grads = (g * grad.to(g.dtype) if want else None for g, want in zip(ctx.saved_tensors, ctx.wanted, strict=True))
-    return (*grads, None, None, None, None, None)
+    return (*grads, *[None] * 9)
 
 
 _rows.register_autograd(_rows_backward, setup_context=_keep_inputs)
