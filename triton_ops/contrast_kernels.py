@@ -104,7 +104,7 @@ def multiply_panels(
 def accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
     """total += a @ b, in the float32 of `total` whatever the type of a and b."""
     if a.is_cuda and a.dtype != total.dtype:
-        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)  # type: ignore[call-overload]
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
     else:
         total.addmm_(a.to(total.dtype), b.to(total.dtype))
 

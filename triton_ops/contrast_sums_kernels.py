@@ -41,10 +41,8 @@ def sums(
     arrays = (x, y, scale, *contiguous(row_ids, key_ids, other=scale))
     for start, stop in _launches(len(x), len(y) if of_keys else 0, parts, block):
         blocks = triton.cdiv(stop - start, block)
-        for_rows, for_keys = (
-            scale.new_empty(2, parts, stop - start),
-            scale.new_empty(2, blocks if of_keys else 0, len(y)),
-        )
+        for_rows = scale.new_empty(2, parts, stop - start)
+        for_keys = scale.new_empty(2, blocks if of_keys else 0, len(y))
         sizes = (start, stop, len(y), span)
         _sums_kernel[blocks, parts](*arrays, *for_rows, *for_keys, *sizes, **options)
         if of_keys:
@@ -55,7 +53,7 @@ def sums(
 
 def _span(rows: int, keys: int, block: int) -> int:
     """How many keys a program takes: fewer where programs would be too few to fill a GPU."""
-    tiles = triton.cdiv(rows, block) * triton.cdiv(keys, block)
+    tiles = -(-rows // block) * -(-keys // block)
     return max(1, min(SPAN, tiles // PROGRAMS)) * block
 
 

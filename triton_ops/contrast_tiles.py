@@ -90,12 +90,13 @@ def sums_in_tiles(
     y, key_ids = (x, row_ids) if y is None else (y.to(scale.dtype), key_ids)
     total, seen = y.new_zeros(len(x)), y.new_zeros(len(y) if columns else 0)
     top, highest = torch.full_like(total, -torch.inf), torch.full_like(seen, -torch.inf)
-    for_keys = (top, total) if alone else (highest, seen)
+    tops, totals = (top, total) if alone else (highest, seen)
     for rows, keys, beyond, logits, room in tiles(*_scaled(x, y, scale, alone), row_ids, key_ids, alone):
-        _merge(top[rows], total[rows], logits, 1, room)
-        if (columns or alone) and beyond.start < beyond.stop:
-            part = slice(beyond.start - keys.start, None)
-            _merge(*(array[beyond] for array in for_keys), logits[:, part], 0, room[:, part])
+        both = (columns or alone) and beyond.start < beyond.stop
+        _merge(top[rows], total[rows], logits, 1, room if both else logits)
+        if both:
+            part = logits[:, beyond.start - keys.start :]
+            _merge(tops[beyond], totals[beyond], part, 0, part)
     return *_in_nats(top, total), *_in_nats(highest, seen)
 
 
@@ -119,16 +120,22 @@ def gradients_in_tiles(
     y, key_ids = (x, row_ids) if y is None else (y.to(scale.dtype), key_ids)
     a, b, t, u = a * (-r).exp(), b * (-c).exp(), _lowest(t / LOG2), _lowest(u / LOG2)
     b, u = (a, t) if alone else (b, u)
+    # Where only rows have weights, these are taken into what G is multiplied by.
+    both = len(u) > 0
+    weighed = x if both else x * a[:, None]
     d_x = x.new_zeros(x.shape if wanted[0] or wanted[2] else 0)
     d_y = d_x if alone else y.new_zeros(y.shape if wanted[1] else 0)
     for rows, keys, beyond, logits, g in tiles(*_scaled(x, y, scale, alone), row_ids, key_ids, alone):
-        torch.sub(logits, t[rows, None], out=g).exp2_().mul_(a[rows, None])
-        if len(u):
+        if both:
+            torch.sub(logits, t[rows, None], out=g).exp2_().mul_(a[rows, None])
             g.add_(logits.sub_(u[keys]).exp2_().mul_(b[keys]))
+        else:
+            g = logits.sub_(t[rows, None]).exp2_()
         if len(d_x):
             d_x[rows].addmm_(g, y[keys])
         if len(d_y):
-            d_y[beyond].addmm_(g[:, beyond.start - keys.start :].T, x[rows])
+            d_y[beyond].addmm_(g[:, beyond.start - keys.start :].T, weighed[rows])
+    d_x = d_x if both or not len(d_x) else d_x.mul_(a[:, None])
     d_scale = (d_x.flatten() @ x.flatten()) / (2 if alone else 1) if wanted[2] else x.new_empty(0)
     d_x = d_x.mul_(scale).to(kind) if wanted[0] else x.new_empty(0, dtype=kind)
     d_y = d_y.mul_(scale).to(kind) if wanted[1] and not alone else x.new_empty(0, dtype=kind)
