@@ -6,9 +6,9 @@ import os
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
+
+from ._triton import tl, triton
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 WIDE = tl.constexpr(INTERPRETED)  # the interpreter multiplies bfloat16 as if its bits were integers

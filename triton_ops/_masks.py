@@ -19,14 +19,13 @@ import struct
 from typing import NamedTuple
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from selfsup.kernel import Stream
 from selfsup.kernel.errors import ContractError
 
 from ._launch import power
+from ._triton import tl, triton
 from .philox import four_words
 
 LONGEST = 4096  # tokens of a row that is kept in registers

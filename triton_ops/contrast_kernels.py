@@ -16,12 +16,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
 from ._launch import dot, precision, stages
+from ._triton import tl, triton
 
 WORKSPACE = 2**28  # bytes of G that are there at once
 TILES = {2: (128, 64, 8), 4: (64, 32, 4)}  # by bytes of a number: rows or keys, width at a time, warps

@@ -19,11 +19,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from ._launch import can_launch, on_device_of
+from ._triton import tl, triton
 from .contrast_kernels import aligned, contiguous, counted, finish, multiply_panels, options_for, similarities
 from .contrast_tiles import pairs_in_tiles
 

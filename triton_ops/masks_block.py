@@ -31,8 +31,6 @@ from __future__ import annotations
 import math
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from selfsup.kernel import Stream
@@ -40,6 +38,7 @@ from selfsup.kernel.errors import ContractError
 
 from ._launch import can_launch, on_device_of
 from ._masks import EXACTLY, LONGEST, Masked, bits_of, block_of, check_share, dealt, empty, exact, store_masked
+from ._triton import tl, triton
 from .philox import four_words, random_bits, signed
 
 ATTEMPTS = tl.constexpr(64)

@@ -15,8 +15,6 @@ Shapes: B rows of T tokens, K of which are seen and M hidden in a row without pa
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from selfsup.kernel import Stream
@@ -40,6 +38,7 @@ from ._masks import (
     repeated,
     store_masked,
 )
+from ._triton import tl, triton
 from .philox import random_bits, signed
 
 SLACK = 1e-6  # tokens: a tenth of ten is one, though in floating point (1 - 0.9) * 10 < 1

@@ -24,8 +24,6 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from selfsup.kernel import Stream
@@ -33,6 +31,7 @@ from selfsup.kernel.errors import ContractError
 
 from ._launch import can_launch, on_device_of
 from ._masks import EXACTLY, LONGEST, NOWHERE, bits_of, block_of, bound_of, check_rows, check_share, exact, keys_of
+from ._triton import tl, triton
 from .philox import four_words, random_bits, signed
 
 BEFORE = tl.constexpr(-(1 << 30))  # a start so far away that its span ends before the row

@@ -11,13 +11,12 @@ as in `selfsup.kernel.random`, with equal bits. Shapes: B samples, N words, G = 
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from selfsup.kernel.random import words
 
 from ._launch import can_launch, programs
+from ._triton import tl, triton
 
 BLOCK = 256  # counters behind one program
 

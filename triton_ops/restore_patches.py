@@ -19,13 +19,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from selfsup.kernel.errors import ContractError
 
 from ._launch import can_launch, on_device_of, power
+from ._triton import tl, triton
 from .take_patches import check_index, sum_type
 from .take_patches_kernels import TILE, narrow, take, tile
 
