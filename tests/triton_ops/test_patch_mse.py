@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from importlib import import_module
 
 import pytest
 import torch
@@ -10,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfsup.kernel.errors import ContractError
-from selfsup.triton_ops import patch_mse as module
 from selfsup.triton_ops import patch_mse_kernels as kernels
 from selfsup.triton_ops._launch import can_launch
 from selfsup.triton_ops.patch_mse import patch_mse, patch_mse_reference, patch_mse_with_spread
+
+module = import_module("selfsup.triton_ops.patch_mse")  # the package has the function under this name
 
 KINDS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 WAYS = [(True, 2), (False, 2), (False, 1)]  # MAE, MAE without norm_pixels, SimMIM

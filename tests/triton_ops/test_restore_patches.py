@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from importlib import import_module
 
 import pytest
 import torch
@@ -10,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfsup.kernel.errors import ContractError
-from selfsup.triton_ops import restore_patches as module
 from selfsup.triton_ops._launch import can_launch
 from selfsup.triton_ops.restore_patches import restore_patches, restore_patches_reference
 from selfsup.triton_ops.take_patches import take_patches
+
+module = import_module("selfsup.triton_ops.restore_patches")  # the package has the function under this name
 
 KINDS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
