@@ -42,7 +42,7 @@ def of_pairs(count, width, seed, dtype, scale):
 
 def of_views(count, width, seed, dtype, scale):
     a, b, _ = of_pairs(count, width, seed, dtype, scale)
-    return a, b, 1 / number(scale, dtype).detach()
+    return a, b, (1 / number(scale, dtype)).detach().requires_grad_()
 
 
 def of_a_process(count, width, seed, dtype, scale):
@@ -116,7 +116,7 @@ def make_small(monkeypatch):
     monkeypatch.setattr(contrast_tiles, "TILE", (5, 7))
     monkeypatch.setattr(contrast_kernels, "TILES", {2: (16, 16, 4), 4: (16, 16, 4)})
     monkeypatch.setattr(contrast_kernels, "WORKSPACE", 3 * 16 * 16 * 4)
-    monkeypatch.setattr(contrast_sums_kernels, "PARTIALS", 200)
+    monkeypatch.setattr(contrast_sums_kernels, "PARTIALS", 100)
     monkeypatch.setattr(contrast_sums_kernels, "SPAN", 2)
     monkeypatch.setattr(contrast_sums_kernels, "PROGRAMS", 4)
     monkeypatch.setattr(contrast_sums_kernels, "MERGED", {"BS": 2, "BL": 16, "num_warps": 4})
