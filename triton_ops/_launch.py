@@ -45,6 +45,11 @@ def stages(number: int) -> int:
     return min(2, number) if torch.version.hip else number
 
 
+def crowded(x: Tensor) -> bool:
+    """Whether accumulators on the GPU of x need twice the warps, or registers spill: on NVIDIA's since Blackwell."""
+    return x.is_cuda and torch.version.hip is None and torch.cuda.get_device_capability(x.device) >= (10, 0)
+
+
 @triton.jit
 def dot(a, b, acc, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
     """acc + a @ b, in float32."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._launch import dot, precision, stages
+from ._launch import crowded, dot, precision, stages
 from ._triton import tl, triton
 
 WORKSPACE = 2**28  # bytes of G that are there at once
@@ -50,9 +50,7 @@ def tile_options(kind: torch.dtype, width: int, *, crowded: bool = False) -> dic
 
 def options_for(x: Tensor) -> dict[str, Any]:
     """The options of a kernel on the device of x, which is aligned, with the width and the precision."""
-    nvidia = x.is_cuda and torch.version.hip is None
-    crowded = nvidia and torch.cuda.get_device_capability(x.device) >= (10, 0)
-    sizes = tile_options(x.dtype, x.shape[1], crowded=crowded)
+    sizes = tile_options(x.dtype, x.shape[1], crowded=crowded(x))
     return {"D": x.shape[1], "PRECISION": precision(x.dtype), **sizes}
 
 
