@@ -224,13 +224,13 @@ def test_it_needs_no_values():
 
 @pytest.mark.parametrize("weighted", [True, False])
 def test_the_ops_are_well_formed(device, weighted):
-    logits, labels = case(9, 11, torch.float32, device=device)
-    arrays = (logits, labels, torch.linspace(0, 1, 11, device=device) if weighted else None)
+    logits, labels = case(4, 5, torch.float32, device=device)
+    arrays = (logits, labels, torch.linspace(0, 1, 5, device=device) if weighted else None)
     rest = (-100, [0.1, 0.0, 2.0, 1.0], "")
     torch.library.opcheck(torch.ops.selfsup.cross_entropy, (*arrays, *rest))
     with torch.no_grad():
         _, kept = torch.ops.selfsup.cross_entropy(*arrays, *rest)
-    state = (kept, torch.linspace(0, 1, 9, device=device))
+    state = (kept, torch.linspace(0, 1, 4, device=device))
     given = (logits.detach(), *arrays[1:], *state, *rest)
     torch.library.opcheck(torch.ops.selfsup.cross_entropy_gradient, given)
 
@@ -240,7 +240,7 @@ def test_it_compiles_whole_and_once(device, gradients_of):
     torch._dynamo.reset()
     f = partial(cross_entropy, **complete(OPTIONS["all"], 13, device))
     compiled = torch.compile(lambda *arrays: f(*arrays), fullgraph=True, dynamic=True, backend="aot_eager")
-    for rows in (9, 12, 10, 7, 8):
+    for rows in (3, 6, 4, 7, 5):
         arrays = case(rows, 13, torch.float32, device=device)
         same(gradients_of(compiled, arrays), gradients_of(f, arrays), 1e-6)
 

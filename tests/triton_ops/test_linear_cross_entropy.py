@@ -110,8 +110,8 @@ def test_low_precision_is_as_exact_as_torch(device, as_exact_as_torch, dtype, ca
     options = {"reduction": reduction}
     ours = called(linear_cross_entropy, options | {"capacity": capacity})
     theirs = called(linear_cross_entropy_reference, options)
-    draw = partial(case, 130, 33, 150, dtype, 0.6, device=device)
-    as_exact_as_torch(ours, theirs, draw, seeds=2)
+    draw = partial(case, 130, 33, 150, dtype, 0.7, device=device)
+    as_exact_as_torch(ours, theirs, draw, seeds=1)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 5), (65, 17, 63), (63, 16, 65), (31, 65, 64)])
@@ -384,14 +384,14 @@ def test_it_needs_no_values(options):
         assert [g.shape for g in grads] == [x.shape for x in (hidden, weight, bias)]
 
 
-@pytest.mark.parametrize(("biased", "weighted", "capacity"), [(True, False, None), (False, True, 6), (True, True, 9)])
+@pytest.mark.parametrize(("biased", "weighted", "capacity"), [(True, False, None), (False, True, 3), (True, True, 4)])
 def test_the_ops_are_well_formed(device, biased, weighted, capacity):
-    hidden, weight, bias, labels = case(9, 4, 11, torch.float32, device=device)
-    class_weights = torch.linspace(0, 1, 11, device=device) if weighted else None
+    hidden, weight, bias, labels = case(4, 3, 5, torch.float32, device=device)
+    class_weights = torch.linspace(0, 1, 5, device=device) if weighted else None
     arrays = (hidden, weight, bias if biased else None, labels, class_weights)
     rest = (-100, [0.1, 0.0, 2.0, 1.0], torch.float32, capacity, "")
     torch.library.opcheck(torch.ops.selfsup.linear_cross_entropy, (*arrays, *rest))
-    for factor in (torch.linspace(0, 1, 9), torch.tensor(0.5)):
+    for factor in (torch.linspace(0, 1, 4), torch.tensor(0.5)):
         given = (*arrays, factor.to(device), *rest, [True, True, biased])
         torch.library.opcheck(torch.ops.selfsup.linear_cross_entropy_sum, given)
 
@@ -403,7 +403,7 @@ def test_it_compiles_whole_and_once(device, gradients_of, capacity, reduction):
     options = complete(OPTIONS["all"], 13, device) | {"capacity": capacity, "reduction": reduction}
     f = called(linear_cross_entropy, options)
     compiled = torch.compile(f, fullgraph=True, dynamic=True, backend="aot_eager")
-    for rows in (9, 12, 10, 7, 8):
+    for rows in (3, 6, 4, 7, 5):
         arrays = case(rows, 4, 13, torch.float32, device=device, ignored=0.5)
         same(gradients_of(compiled, arrays), gradients_of(f, arrays), 1e-6)
 
