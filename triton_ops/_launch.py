@@ -56,3 +56,12 @@ def dot(a, b, acc, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
     if WIDE:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def narrow(x, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
+    """float32 x in this type, rounded to the nearest; for bfloat16 the interpreter would cut bits off."""
+    if WIDE and KIND == tl.bfloat16:  # noqa: SIM300
+        bits = x.to(tl.uint32, bitcast=True)
+        x = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16).to(tl.float32, bitcast=True)
+    return x.to(KIND)

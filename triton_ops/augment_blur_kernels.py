@@ -9,9 +9,9 @@ processor but for the first. Weights are made anew in each program, which costs 
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
+
+from ._triton import tl, triton
 
 LINE = 1024  # pixels of a plane
 OPTIONS = {"num_warps": 4, "num_stages": 1}

@@ -22,10 +22,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
+from ._triton import tl, triton
 from .augment import BRIGHTNESS, CONTRAST, HUE, LUMA, SATURATION, SLACK, AugmentPlan
 from .augment_blur_kernels import blur_planes, finished
 

@@ -8,10 +8,9 @@ float16 G is relative to the largest of the weights a and b, which may be too sm
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
+from ._triton import tl, triton
 from .contrast_kernels import aligned, contiguous, counted, finish, multiply_panels, options_for, similarities
 
 LOG2E = tl.constexpr(1.4426950408889634)

@@ -11,11 +11,10 @@ about further rows: N N D operations instead of 2 N N D. N M numbers cost one ex
 
 from __future__ import annotations
 
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from ._launch import programs
+from ._triton import tl, triton
 from .contrast_kernels import aligned, contiguous, counted, options_for, similarities
 
 PROGRAMS = 264  # at least as many as any GPU of today runs at once, two each

@@ -13,11 +13,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
-from ._launch import WIDE, power
+from ._launch import narrow, power
+from ._triton import tl, triton
 from .cross_entropy_options import Options, joined, losses_of, of_label, share
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -198,15 +197,6 @@ def _tanh(x):  # type: ignore[no-untyped-def]
     series = 62 / 2835 + s * (-1382 / 155925 + s * (21844 / 6081075 - s * (929569 / 638512875)))
     near = 1 + s * (-1 / 3 + s * (2 / 15 + s * (-17 / 315 + s * series)))
     return tl.where(u < 0.5, small * near, tl.where(x < 0, -far, far))
-
-
-@triton.jit
-def narrow(x, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
-    """x in a type of 16 bits, or as it is, to the nearest; the interpreter cuts bits off for bfloat16."""
-    if WIDE and KIND == tl.bfloat16:  # noqa: SIM300
-        bits = x.to(tl.uint32, bitcast=True)
-        x = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
-    return x.to(KIND)
 
 
 @triton.jit(do_not_specialize=["measured_stride", "first", "ignore_index", "start", "classes"])

@@ -9,11 +9,10 @@ running maxima start finite, so that no difference is of two infinities. The res
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
-from ._launch import INTERPRETED, power
+from ._launch import narrow, power
+from ._triton import tl, triton
 
 PARTS = 16  # of a row, at most
 PROGRAMS = 1024  # about four for each multiprocessor of a large GPU
@@ -59,9 +58,7 @@ def gradient(
 ) -> Tensor:
     """The gradient for the student's logits, given that of the loss."""
     (R, N, K), S = teacher.shape, student.shape[0]
-    # Triton's interpreter cuts bfloat16 off where a GPU rounds to it.
-    kind = torch.float32 if INTERPRETED else student.dtype
-    out = torch.empty_like(student, dtype=kind, memory_format=torch.contiguous_format)
+    out = torch.empty_like(student, memory_format=torch.contiguous_format)
     arrays = (student.contiguous(), teacher.contiguous(), centre.contiguous())
     ends = (warm if weights is None else weights.contiguous(), warm, cold)
     options = _options(S, R)
@@ -69,7 +66,7 @@ def gradient(
     flags = {"S": S, "R": R, "WEIGHTED": weights is not None, "SKIP": skip_same}
     grid = (N, triton.cdiv(K, options["BK"]))
     _gradient_kernel[grid](*arrays, *ends, tops, sums, grad, out, N, K, **flags, **options)
-    return out.to(student.dtype)
+    return out
 
 
 def _options(students: int, teachers: int) -> dict[str, int]:
@@ -249,4 +246,4 @@ def _gradient_kernel(  # type: ignore[no-untyped-def]
         g -= tl.where(s[:, None] != r, p, 0.0) if SKIP else p
         place += N
     g = tl.where(inside[None, :], g * factor, 0.0)
-    tl.store(out_ptr + at, g.to(out_ptr.dtype.element_ty), mask=(s < S)[:, None] & (k < K)[None, :])
+    tl.store(out_ptr + at, narrow(g, out_ptr.dtype.element_ty), mask=(s < S)[:, None] & (k < K)[None, :])

@@ -10,11 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
-from ._launch import INTERPRETED, dot, power
+from ._launch import dot, narrow, power
+from ._triton import tl, triton
 
 PARTS, PROGRAMS = 16, 264  # of the rows whose gradients are added up for an entry, and of all programs that do so
 
@@ -48,8 +47,7 @@ def gradients(
     B, M, G, V = logits.shape
     to_logits, to_codebook = logits.new_empty(0), codebook.new_empty(0)
     if wanted[0]:
-        # Triton's interpreter cuts bfloat16 off where a GPU rounds to it.
-        to_logits = logits.new_empty(logits.shape, dtype=torch.float32 if INTERPRETED else logits.dtype)
+        to_logits = logits.new_empty(logits.shape)
         if rows := B * M * G:
             of_groups = grad.flatten(0, 1).transpose(0, 1).to(temperature.dtype)  # [G, B M, D]
             along = torch.bmm(of_groups, codebook.to(temperature.dtype).transpose(1, 2))  # [G, B M, V]
@@ -58,7 +56,7 @@ def gradients(
             _scores_kernel[(rows,)](*arrays, G=G, V=V, NOISY=ids is not None, **_options(V))
     if wanted[1]:
         to_codebook = _of_codebook(grad.contiguous(), codes.contiguous(), codebook)
-    return to_logits.to(logits.dtype), to_codebook
+    return to_logits, to_codebook
 
 
 def _of_codebook(grad: Tensor, codes: Tensor, codebook: Tensor) -> Tensor:
@@ -161,7 +159,7 @@ def _scores_kernel(  # type: ignore[no-untyped-def]
     there = (entry >= 0) & (entry < V)
     along = tl.load(along_ptr + (row % G * N + row // G) * V + entry, mask=there, other=0.0)
     g = p * (along - tl.sum(p * along, 0)) / temperature
-    tl.store(out_ptr + row * V + entry, g.to(out_ptr.dtype.element_ty), mask=there)
+    tl.store(out_ptr + row * V + entry, narrow(g, out_ptr.dtype.element_ty), mask=there)
 
 
 @triton.jit(do_not_specialize=["N"])

@@ -26,12 +26,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 from torch.distributed import all_reduce
 from torch.nn import functional as F
 
 from ._launch import power, precision
+from ._triton import triton
 from .cross_entropy_kernels import launch_rows, packed
 from .cross_entropy_options import Options, joined, losses_of, of_label, share, unless_crowded
 from .linear_cross_entropy_kernels import head_kernel, hidden_kernel, logits_kernel, product_options, scatter_kernel

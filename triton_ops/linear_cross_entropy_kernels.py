@@ -10,11 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 
-from ._launch import dot, stages
-from .cross_entropy_kernels import narrow
+from ._launch import dot, narrow, stages
+from ._triton import tl, triton
 
 
 def product_options(kind: torch.dtype, head: bool = False) -> dict[str, Any]:

@@ -7,14 +7,13 @@ and, by Welford's rule, the mean and the squares of its targets. A last program 
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
+from ._launch import narrow, programs
 from ._launch import power as power_of_two
-from ._launch import programs
+from ._triton import tl, triton
 from .take_patches import counts, grid
-from .take_patches_kernels import TILE, cell, narrow, pixel
+from .take_patches_kernels import TILE, cell, pixel
 
 PROGRAMS = 1056  # eight on each processor of a large GPU
 BLOCK = 4096  # values behind one program that scales
@@ -143,7 +142,7 @@ def _errors_kernel(  # type: ignore[no-untyped-def]
             total += tl.sum(error * error, 1)
         if WANTED:
             place = kept_ptr + (row.to(tl.int64) * D)[:, None] + v[None, :]
-            tl.store(place, narrow(error, kept_ptr), mask=(row < N)[:, None] & inside)
+            tl.store(place, narrow(error, kept_ptr.dtype.element_ty), mask=(row < N)[:, None] & inside)
         number += tl.where(counts, 1.0, 0.0)
         off = average - mean
         mean += tl.where(counts, off / tl.maximum(number, 1.0), 0.0)
@@ -179,4 +178,4 @@ def _scale_kernel(kept_ptr, grad_ptr, count_ptr, out_ptr, factor, N, BLOCK: tl.c
     item = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     scale = tl.load(grad_ptr) * factor / tl.maximum(tl.load(count_ptr), 1.0)
     kept = tl.load(kept_ptr + item, mask=item < N, other=0.0).to(tl.float32)
-    tl.store(out_ptr + item, narrow(kept * scale, out_ptr), mask=item < N)
+    tl.store(out_ptr + item, narrow(kept * scale, out_ptr.dtype.element_ty), mask=item < N)

@@ -23,10 +23,10 @@ from torch import Tensor
 
 from selfsup.kernel.errors import ContractError
 
-from ._launch import can_launch, on_device_of, power
+from ._launch import can_launch, narrow, on_device_of, power
 from ._triton import tl, triton
 from .take_patches import check_index, sum_type
-from .take_patches_kernels import TILE, narrow, take, tile
+from .take_patches_kernels import TILE, take, tile
 
 PROGRAMS = 1056  # that sums over samples are divided among: eight on each processor of a large GPU
 
@@ -272,7 +272,7 @@ def _restore_kernel(  # type: ignore[no-untyped-def]
     if POSITIONS:
         x += tl.load(positions_ptr + (t * p_t)[:, None] + (v * p_d)[None, :], mask=inside, other=0.0).to(tl.float32)
     x = tl.where(((times > 1) | (beyond > 0))[:, None], float("nan"), x)
-    tl.store(out_ptr + ((b * T + t) * D)[:, None] + v[None, :], narrow(x, out_ptr), mask=inside)
+    tl.store(out_ptr + ((b * T + t) * D)[:, None] + v[None, :], narrow(x, out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["B", "K", "T", "span"])

@@ -7,11 +7,10 @@ on. Tokens [B, T, D] are a grid of one row, so that one kernel serves both.
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
-from ._launch import WIDE, power
+from ._launch import narrow, power
+from ._triton import tl, triton
 from .take_patches import counts, grid
 
 PROGRAMS = 1056  # that sums over samples are divided among: eight on each processor of a large GPU
@@ -73,16 +72,6 @@ def scatter(grad: Tensor, index: Tensor, shape: list[int], patch: int, wanted: l
 
 
 @triton.jit
-def narrow(x, out_ptr):  # type: ignore[no-untyped-def]
-    """float32 x in the type behind the pointer, rounded to the nearest; the interpreter would cut bfloat16 off."""
-    kind: tl.constexpr = out_ptr.dtype.element_ty
-    if WIDE and kind == tl.bfloat16:
-        bits = x.to(tl.uint32, bitcast=True)
-        x = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16).to(tl.float32, bitcast=True)
-    return x.to(kind)
-
-
-@triton.jit
 def cell(t, columns, down, across):  # type: ignore[no-untyped-def]
     """Where token t of a sample begins, of a grid with these strides."""
     return (t // columns) * down + (t % columns) * across
@@ -136,8 +125,8 @@ def _take_kernel(  # type: ignore[no-untyped-def]
     if POSITIONS:
         where = (b * p_b + t * p_t)[:, None] + (v.to(tl.int64) * p_d)[None, :]
         x += tl.load(positions_ptr + where, mask=mask, other=0.0).to(tl.float32)
-    x = tl.where(known[:, None], x, missing)
-    tl.store(out_ptr + row[:, None] * D + v[None, :], narrow(x, out_ptr), mask=(row < N)[:, None] & inside)
+    x = narrow(tl.where(known[:, None], x, missing), out_ptr.dtype.element_ty)
+    tl.store(out_ptr + row[:, None] * D + v[None, :], x, mask=(row < N)[:, None] & inside)
 
 
 @triton.jit
@@ -198,7 +187,7 @@ def _scatter_kernel(  # type: ignore[no-untyped-def]
             acc += tl.load(grad_ptr + b * g_b + (k.to(tl.int64) * g_k)[:, None] + there, mask=mask, other=0.0)
             k = next_of(index_ptr + b * K, t, k, K, BK)
         if X:
-            tl.store(x_ptr + b * x_b + here, narrow(acc, x_ptr), mask=inside)
+            tl.store(x_ptr + b * x_b + here, narrow(acc, x_ptr.dtype.element_ty), mask=inside)
         if SUM:
             total += acc
     if SUM:
