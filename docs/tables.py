@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import click
@@ -37,13 +38,30 @@ def commands_table() -> str:
     return "\n".join(rows)
 
 
+def ops_table() -> str:
+    """Signature and one line of every fused op."""
+    from selfsup import triton_ops
+
+    rows = ["| op | what it is |", "| --- | --- |"]
+    for name in triton_ops.__all__:
+        op = getattr(triton_ops, name)
+        if inspect.isfunction(op):
+            signature = ", ".join(inspect.signature(op).parameters)
+            said = (inspect.getdoc(op) or "").partition("\n")[0].rstrip(".")
+            rows.append(f"| `{name}({signature})` | {said} |")
+    return "\n".join(rows)
+
+
 def filled(text: str) -> str:
     """The README with its tables written anew, between `<!-- NAME -->` and `<!-- /NAME -->`."""
-    for name, table in {"plugins": plugins_table, "commands": commands_table}.items():
+    for name, table in TABLES.items():
         start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
         head, rest = text.split(start)
         text = head + start + table() + "\n" + end + rest.split(end)[1]
     return text
+
+
+TABLES = {"plugins": plugins_table, "commands": commands_table, "ops": ops_table}
 
 
 if __name__ == "__main__":

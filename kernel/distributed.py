@@ -1,7 +1,8 @@
 """Other processes: how they are joined, and the little that the rest of the code may know of them.
 
-An objective may use `gather`, and nothing else. Its gradient is that of the sum of every process's
-loss, so with the loop's weighted mean over processes the gradient of W processes is that of one.
+An objective may use `gather`, and losses that do the same with a process's share of memory
+(`triton_ops.contrast_ring`), and nothing else. Its gradient is that of the sum of every process's loss, so with the
+loop's weighted mean over processes the gradient of W processes is that of one.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def join(device: torch.device, timeout: float) -> None:
         try:
             store, number, processes = next(iter(rendezvous("env://", timeout=wait)))
             # Processes that torchrun starts again must not find the addresses of those that were killed.
-            own = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+            own = dist.distributed_c10d.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
             dist.init_process_group(backend, store=own, rank=number, world_size=processes, timeout=wait)
         except (dist.DistError, ValueError) as cause:
             raise ConfigError(f"this process could not join the others: {cause}") from cause
