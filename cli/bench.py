@@ -19,9 +19,12 @@ _path = click.Path(path_type=Path)
 KINDS = ("bfloat16", "float16", "float32")
 
 
-@click.group()
-def bench() -> None:
+@click.group(invoke_without_command=True)
+@click.pass_context
+def bench(context: click.Context) -> None:
     """Measure ops beside plain torch and other people's packages, after checking each."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 @bench.command()

@@ -14,6 +14,10 @@ from selfsup.triton_ops import clip_loss
 QUICK = ("--rounds", 3, "--seconds", 0.1, "--device", "cpu")
 
 
+def test_without_a_command_it_says_what_there_is(ssl):
+    assert ssl("bench")[0].startswith("Usage: ssl bench")
+
+
 def test_an_op_is_measured_beside_plain_torch(ssl):
     out, _ = ssl("bench", "ops", "clip_loss", *QUICK, "--out", "results")
     assert "They say nothing about the speed of a GPU" in out
