@@ -28,6 +28,7 @@ at a time. See cross_entropy_kernels.py for a GPU.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -40,22 +41,27 @@ from selfsup.kernel.errors import ContractError
 from ._launch import can_launch, on_device_of
 from .cross_entropy_options import (
     Options,
+    Pull,
     check_arrays,
     check_labels,
     checked_options,
-    chunks,
     exact,
     joined,
     labelled,
     losses_of,
     of_label,
+    picked,
     pull_of,
+    shaped,
     share,
     share_of_a_row,
-    softmax_rows,
+    spread_of,
     to_gradient,
     weights_of,
 )
+
+AT_ONCE = 2**19  # logits for each thread of a CPU: 2 MB, that a cache may hold
+LOG2 = math.log(2)  # exp2 is three times as fast as exp on a CPU
 
 
 def cross_entropy(
@@ -129,11 +135,25 @@ def cross_entropy_reference(
     return losses.sum() / (each.sum() if reduction == "mean" and counts.any() else 1)
 
 
-def _parts(labels: Tensor, ignore_index: int, classes: int) -> list[tuple[slice | Tensor, slice]]:
-    """(which rows, where these are among the rows with a label), a few at a time."""
+def _parts(logits: Tensor, labels: Tensor, ignore_index: int) -> tuple[list[slice | Tensor], Tensor]:
+    """(which rows with a label, a few at a time; room for as many, exact)."""
     kept = labelled(labels, ignore_index)
-    parts = chunks(labels.shape[0] if kept is None else len(kept), classes)
-    return [(part if kept is None else kept[part], part) for part in parts]
+    total = len(labels) if kept is None else len(kept)
+    size = max(1, AT_ONCE * torch.get_num_threads() // logits.shape[1])
+    parts = [slice(first, min(first + size, total)) for first in range(0, total, size)]
+    room = logits.new_empty(min(size, total), logits.shape[1], dtype=exact(logits.dtype))
+    return [part if kept is None else kept[part] for part in parts], room
+
+
+def _read(logits: Tensor, rows: slice | Tensor, room: Tensor) -> Tensor:
+    """Rows of logits, exact; where that takes a copy it may be in `room`."""
+    x = logits[rows]
+    return x if x.dtype == room.dtype else room[: len(x)].copy_(x)
+
+
+def _powers(z: Tensor, top: Tensor, out: Tensor) -> Tensor:
+    """exp(z - top) in the memory of `out`, for z [C, V] and top [C]; out may be z."""
+    return torch.sub(z, top[:, None], out=out).mul_(1 / LOG2).exp2_()
 
 
 def losses_in_chunks(
@@ -143,17 +163,21 @@ def losses_in_chunks(
     mine, options, kind = share(group, logits.shape[1]), Options(*numbers), exact(logits.dtype)
     classes = logits.shape[1] * mine.ranks
     here = None if weights is None else weights[mine.first : mine.first + logits.shape[1]]
-    losses, kept = logits.new_zeros(len(labels), dtype=kind), logits.new_zeros(2, len(labels), dtype=kind)
-    parts = _parts(labels, ignore_index, logits.shape[1])
-    room = logits.new_empty(parts[0][1].stop if parts else 0, logits.shape[1], dtype=kind)
-    for rows, part in parts:
-        y = labels[rows]
-        x, p = logits[rows].to(kind), room[: part.stop - part.start]
-        measured = joined(softmax_rows(x, y - mine.first, here, options, p)[0], mine.group)
-        found = losses_of(measured, of_label(y, weights, options, classes, kind), weights, options, classes)
-        losses[rows] = torch.where(y == ignore_index, 0.0, found)
-        kept[:, rows] = measured[:2]
-    return losses, kept
+    measured = logits.new_zeros(4, len(labels), dtype=kind)
+    parts, room = _parts(logits, labels, ignore_index)
+    for rows in parts:
+        z = _read(logits, rows, room)
+        z, _ = shaped(z, options, room[: len(z)])
+        top = z.amax(-1)
+        measured[0, rows] = top
+        if options.smoothing:
+            measured[3, rows] = spread_of(z, here, options)
+        measured[1, rows] = _powers(z, top, room[: len(z)]).sum(-1).log_()
+    true = picked(logits, labels - mine.first).to(kind)
+    measured[2] = shaped(true, options, true)[0]
+    measured = joined(measured, mine.group)
+    found = losses_of(measured, of_label(labels, weights, options, classes, kind), weights, options, classes)
+    return torch.where(labels == ignore_index, 0.0, found), measured[:2].clone()
 
 
 def gradient_in_chunks(
@@ -170,22 +194,22 @@ def gradient_in_chunks(
     mine, options, kind = share(group, logits.shape[1]), Options(*numbers), exact(logits.dtype)
     classes = logits.shape[1] * mine.ranks
     here = None if weights is None else weights[mine.first : mine.first + logits.shape[1]]
-    parts = _parts(labels, ignore_index, logits.shape[1])
-    whole = all(isinstance(rows, slice) for rows, _ in parts)
-    out = logits.new_empty(logits.shape) if whole and parts else logits.new_zeros(logits.shape)
-    room = logits.new_empty(parts[0][1].stop if parts else 0, logits.shape[1], dtype=kind)
-    for rows, part in parts:
-        y, measured = labels[rows], kept[:, rows]
-        x = logits[rows].to(kind)
-        p = out[rows] if isinstance(rows, slice) and out.dtype == kind else room[: part.stop - part.start]
-        own, slope = softmax_rows(x, y - mine.first, here, options, p)
-        shrink = None if mine.group is None else ((own[0] - measured[0]) + (own[1] - measured[1])).exp()
-        counts = torch.where(y == ignore_index, 0.0, factor[rows])
-        own = torch.where(y == ignore_index, 0.0, of_label(y, weights, options, classes, kind))
-        pull = pull_of(measured, own, weights, options, classes, counts, shrink)
-        to_gradient(p, pull, y - mine.first, here, slope)
-        if isinstance(rows, Tensor) or out.dtype != kind:
+    parts, room = _parts(logits, labels, ignore_index)
+    whole = bool(parts) and isinstance(parts[0], slice)
+    out = logits.new_empty(logits.shape) if whole else logits.new_zeros(logits.shape)
+    own = of_label(labels, weights, options, classes, kind).masked_fill_(labels == ignore_index, 0)
+    counts = torch.where(labels == ignore_index, 0.0, factor)
+    pull = pull_of(kept, own, weights, options, classes, counts, (-kept[1]).exp())
+    for rows in parts:
+        y = labels[rows] - mine.first
+        p = out[rows] if whole and out.dtype == kind else room[: len(y)]
+        z, slope = shaped(_read(logits, rows, p), options, p)
+        _powers(z, kept[0, rows], p)
+        to_gradient(p, Pull(*(None if x is None else x[rows] for x in pull)), y, here, slope)
+        if not whole:
             out[rows] = p.to(out.dtype)
+        elif out.dtype != kind:
+            out[rows] = p
     return out
 
 

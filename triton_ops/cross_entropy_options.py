@@ -138,6 +138,28 @@ def share(group: str, classes: int) -> Share:
     return Share(found, get_rank(found) * classes, get_world_size(found))
 
 
+def shaped(x: Tensor, options: Options, out: Tensor) -> tuple[Tensor, Tensor | None]:
+    """(z, the slope of the cap) of logits x before scale and cap; z is x itself, or in the memory of `out`."""
+    if options.softcap:
+        z = torch.mul(x, options.scale / options.softcap, out=out).tanh_()
+        slope = 1 - z.square()
+        return z.mul_(options.softcap), slope
+    return (x if options.scale == 1 else torch.mul(x, options.scale, out=out)), None
+
+
+def picked(z: Tensor, labels: Tensor) -> Tensor:
+    """z_y of each row, [C]; 0 where the label is of no class here."""
+    here, column = _place(labels, z.shape[1])
+    return torch.where(here, z.gather(1, column)[:, 0], 0.0)
+
+
+def spread_of(z: Tensor, weights: Tensor | None, options: Options) -> Tensor:
+    """sum_v w_v z_v of each row, [C], where it is asked for."""
+    if not options.smoothing:
+        return z.new_zeros(len(z))
+    return z.sum(-1) if weights is None else z @ weights
+
+
 def softmax_rows(
     x: Tensor, labels: Tensor, weights: Tensor | None, options: Options, out: Tensor
 ) -> tuple[Tensor, Tensor | None]:
@@ -150,18 +172,8 @@ def softmax_rows(
         options: of the loss.
         out: exact [C, V]; may be x itself.
     """
-    z, slope = x, None
-    if options.softcap:
-        z = torch.mul(x, options.scale / options.softcap, out=out).tanh_()
-        slope = 1 - z.square()
-        z.mul_(options.softcap)
-    elif options.scale != 1:
-        z = torch.mul(x, options.scale, out=out)
-    here, column = _place(labels, z.shape[1])
-    true = torch.where(here, z.gather(1, column)[:, 0], 0.0)
-    spread = torch.zeros_like(true)
-    if options.smoothing:
-        spread = z.sum(-1) if weights is None else z @ weights
+    z, slope = shaped(x, options, out)
+    true, spread = picked(z, labels), spread_of(z, weights, options)
     top = z.amax(-1)
     torch.softmax(z, -1, out=out)
     # The largest probability, unlike the label's, is never near 0.
@@ -220,7 +232,7 @@ def pull_of(
     factor: Tensor | None = None,
     shrink: Tensor | None = None,
 ) -> Pull:
-    """Of rows whose losses count `factor` [C] times, and whose softmax is `shrink` [C] times that over all classes."""
+    """Of rows whose losses count `factor` [C] times, where p times `shrink` [C] is the softmax over all classes."""
     if options.plain() and weights is None and factor is None and shrink is None:
         return Pull(None, own, None)
     factor = torch.full_like(own, options.scale) if factor is None else factor * options.scale
@@ -237,7 +249,7 @@ def pull_of(
 
 
 def to_gradient(p: Tensor, pull: Pull, labels: Tensor, weights: Tensor | None, slope: Tensor | None) -> None:
-    """Turn softmax(z) of classes here, [C, V], into the gradient."""
+    """Turn p, the softmax of classes here but for what `pull_of` was told, [C, V], into the gradient."""
     if pull.all is not None:
         p.mul_(pull.all[:, None])
     here, column = _place(labels, p.shape[1])

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from selfsup.kernel.errors import ContractError
-from selfsup.triton_ops import cross_entropy_options as shared
 from selfsup.triton_ops._launch import can_launch
 from selfsup.triton_ops.cross_entropy import cross_entropy, cross_entropy_reference
 
@@ -61,7 +60,7 @@ def same(got, want, tolerance=1e-12):
 @every_option
 @every_reduction
 def test_loss_and_gradient_equal_the_reference(gradients_of, monkeypatch, rows_at_once, shape, options, reduction):
-    monkeypatch.setattr(shared, "ROWS", rows_at_once)
+    monkeypatch.setattr(module, "AT_ONCE", rows_at_once * shape[1])
     options = complete(options, shape[1]) | {"reduction": reduction}
     for ignored in (0.0, 0.4, 1.0):
         arrays = case(*shape, ignored=ignored)
@@ -198,7 +197,7 @@ def test_no_device_waits(device, without_waiting):
 
 
 def test_low_precision_logits_are_never_whole_in_float32(monkeypatch):
-    monkeypatch.setattr(shared, "ROWS", 8)
+    monkeypatch.setattr(module, "AT_ONCE", 8 * 1000 // torch.get_num_threads())
     sizes = []
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
