@@ -15,7 +15,7 @@ from torch import Tensor
 
 from selfsup.kernel.random import words
 
-from ._launch import can_launch, programs
+from ._launch import can_launch, on_device_of, programs
 from ._triton import tl, triton
 
 BLOCK = 256  # counters behind one program
@@ -46,7 +46,8 @@ def _random_bits(ids: Tensor, count: int, low: int, high: int, start: int) -> Te
     out = ids.new_empty(len(ids), count)
     if groups := len(ids) * -(-count // 4):
         key = signed((low, high))
-        _random_bits_kernel[programs(groups, BLOCK)](ids, out, key, start, len(ids), count, BLOCK=BLOCK)
+        with on_device_of(ids):
+            _random_bits_kernel[programs(groups, BLOCK)](ids, out, key, start, len(ids), count, BLOCK=BLOCK)
     return out
 
 

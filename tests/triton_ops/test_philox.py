@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import triton
@@ -43,6 +45,16 @@ def test_every_path_equals_the_reference(device, rows, count, key, start):
 def test_ids_may_have_gaps_in_memory(device):
     ids = torch.arange(10)[::2]
     assert torch.equal(random_bits(ids.to(device), 3, (1, 2)).cpu(), random_bits_reference(ids, 3, (1, 2), 0))
+
+
+def test_words_are_made_on_the_device_of_the_ids(device, monkeypatch):
+    """Which need not be the current one, where Triton launches unless it is told."""
+    if not can_launch(torch.empty(0, device=device)):
+        pytest.skip("the kernel runs on a GPU, or in the interpreter")
+    told = []
+    monkeypatch.setattr(philox, "on_device_of", lambda x: told.append(x.device) or nullcontext())
+    random_bits(torch.arange(3, device=device), 5, (1, 2))
+    assert told == [torch.arange(0, device=device).device]
 
 
 @triton.jit
