@@ -23,6 +23,7 @@ from ._launch import crowded, dot, precision, stages
 from ._triton import tl, triton
 
 WORKSPACE = 2**28  # bytes of G that are there at once
+BLOCKS = 65_535  # of keys in a panel, as many as a launch has along its second axis
 TILES = {2: (128, 64, 8), 4: (64, 32, 4)}  # by bytes of a number: rows or keys, width at a time, warps
 
 
@@ -61,7 +62,7 @@ def panels(rows: int, keys: int, alone: bool, itemsize: int, block: int) -> Iter
     while start < rows:
         left = start if alone else 0
         stop = min(rows, start + max(1, room // (keys - left) // block) * block)
-        width = max(1, room // (stop - start) // block) * block
+        width = min(BLOCKS, max(1, room // (stop - start) // block)) * block
         for first in range(left, keys, width):
             yield slice(start, stop), slice(first, min(keys, first + width))
         start = stop

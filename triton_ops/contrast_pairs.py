@@ -23,7 +23,16 @@ from torch import Tensor
 
 from ._launch import can_launch, on_device_of
 from ._triton import tl, triton
-from .contrast_kernels import aligned, contiguous, counted, finish, multiply_panels, options_for, similarities
+from .contrast_kernels import (
+    BLOCKS,
+    aligned,
+    contiguous,
+    counted,
+    finish,
+    multiply_panels,
+    options_for,
+    similarities,
+)
 from .contrast_tiles import pairs_in_tiles
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -121,7 +130,9 @@ def pairs_in_panels(
     if wanted[0] or wanted[1]:
         multiply_panels(x, y, False, d_x, d_y, write)
     else:
-        write(x, slice(0, len(x)), slice(0, len(y)), wanted=False)
+        step = BLOCKS * options["BN"]
+        for first in range(0, len(y), step):
+            write(x, slice(0, len(x)), slice(first, min(first + step, len(y))), wanted=False)
     factor = scale / (raised * len(x))
     of_x, of_y = (scale.new_empty(0) if d is None else finish(d, factor, width, scale.dtype) for d in (d_x, d_y))
     loss, d_scale, d_bias = (part.sum() / len(x) for part in torch.cat(found, 1))

@@ -14,6 +14,7 @@ from selfsup.triton_ops import contrast_gradient_kernels as gradients
 from selfsup.triton_ops import contrast_kernels as shared
 from selfsup.triton_ops import contrast_pairs as pairs
 from selfsup.triton_ops import contrast_sums_kernels as sums
+from selfsup.triton_ops._launch import can_launch
 
 KINDS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 KERNELS = {
@@ -62,6 +63,22 @@ def test_panels_have_every_pair_once_and_find_room(rows, keys, alone, kind):
             diagonal += height * height
     # Where rows are the keys, what is right of the squares on the diagonal is there once for two.
     assert counted == ((rows * rows - diagonal) // 2 + diagonal if alone else rows * keys)
+
+
+@pytest.mark.parametrize(("rows", "itemsize", "block"), [(1, 4, 64), (5, 2, 128), (700, 2, 128)])
+def test_no_panel_is_wider_than_a_launch(rows, itemsize, block):
+    widths = [keys.stop - keys.start for _, keys in shared.panels(rows, 20_000_000, False, itemsize, block)]
+    assert sum(widths) % 20_000_000 == 0
+    assert max(widths) <= 65_535 * block
+
+
+def test_a_loss_of_more_keys_than_a_launch_has_is_whole(device, monkeypatch):
+    if not can_launch(torch.empty(0, device=device)):
+        pytest.skip("kernels run on a GPU, or in the interpreter")
+    x, y = (torch.randn(n, 4, generator=torch.Generator().manual_seed(n)).to(device) for n in (5, 150))
+    arrays = (x, y, torch.ones((), device=device), torch.zeros((), device=device))
+    monkeypatch.setattr(pairs, "BLOCKS", 1)
+    torch.testing.assert_close(pairs.negative_pairs(*arrays), torch.nn.functional.softplus(x @ y.T).sum() / 5)
 
 
 def test_a_small_batch_against_a_queue_takes_programs_enough_for_a_gpu():
