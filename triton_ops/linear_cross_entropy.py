@@ -322,7 +322,9 @@ def _keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
 
 
 def _sum_backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
-    grads = (g * grad.to(g.dtype) if want else None for g, want in zip(ctx.saved_tensors, ctx.wanted, strict=True))
+    # A number alone would be rounded to the type of the gradients: infinite, if it scales a loss for float16.
+    grad = grad[None]
+    grads = ((g * grad).to(g.dtype) if want else None for g, want in zip(ctx.saved_tensors, ctx.wanted, strict=True))
     return (*grads, *[None] * 9)
 
 

@@ -314,6 +314,28 @@ def test_far_logits_neither_overflow_nor_vanish(device):
     assert loss.tolist() == [2e4, 0.0]
 
 
+@pytest.mark.parametrize("capacity", [None, 30, 33])
+def test_a_loss_may_be_scaled_for_float16(device, gradients_of, capacity):
+    """As torch's GradScaler does it, by more than float16 can hold."""
+    arrays = case(33, 16, 11, torch.float16, device=device)
+    ours = called(linear_cross_entropy, {"capacity": capacity})
+    once, *plain = gradients_of(ours, arrays)
+    _, *scaled = gradients_of(lambda *arrays: 65_536 * ours(*arrays), arrays)
+    assert once.isfinite()
+    for a, b in zip(scaled, plain, strict=True):
+        torch.testing.assert_close(a.float(), 65_536 * b.float(), rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize("capacity", [None, 300, 200])
+def test_sums_past_the_range_of_float16_have_a_mean(device, gradients_of, capacity):
+    hidden = torch.full((300, 3), 2_000.0, dtype=torch.float16, device=device, requires_grad=True)
+    weight = torch.zeros(2, 3, dtype=torch.float16, device=device, requires_grad=True)
+    labels = torch.zeros(300, dtype=torch.int64, device=device)
+    labels[200:] = -100
+    found = gradients_of(lambda h, w: linear_cross_entropy(h, w, labels, capacity=capacity), (hidden, weight))
+    torch.testing.assert_close(found[2].cpu(), torch.tensor([[-1_000.0], [1_000.0]]).half().expand(2, 3))
+
+
 @pytest.mark.parametrize("capacity", [None, 70])
 def test_autocast_rounds_products_only(device, as_exact_as_torch, gradients_of, capacity):
     options = {"capacity": capacity}
