@@ -84,9 +84,14 @@ def exact(kind: torch.dtype) -> torch.dtype:
     return torch.float64 if kind == torch.float64 else torch.float32
 
 
+def kept_type(kind: torch.dtype) -> torch.dtype:
+    """The type in which gradients wait for that of the loss, which may scale what is too small for float16."""
+    return torch.float32 if kind == torch.float16 else kind
+
+
 def weights_of(class_weights: Tensor | None, kind: torch.dtype) -> Tensor | None:
     """Class weights as a loss takes them: exact, and constant."""
-    return None if class_weights is None else class_weights.detach().to(exact(kind))
+    return None if class_weights is None else class_weights.detach().to(exact(kind)).contiguous()
 
 
 def share_of_a_row(labels: Tensor, class_weights: Tensor | None, ignore_index: int, kind: torch.dtype) -> Tensor:

@@ -43,6 +43,7 @@ from .cross_entropy_options import (
     exact,
     in_one_dtype,
     joined,
+    kept_type,
     labelled,
     losses_of,
     of_label,
@@ -226,7 +227,7 @@ def sum_in_chunks(
         all_reduce(d_rows, group=mine.group)
     if wanted[0] and kept is not None:
         d_hidden.index_copy_(0, kept, d_rows)
-    kinds = (hidden.dtype, weight.dtype, (weight if bias is None else bias).dtype)
+    kinds = (kept_type(x.dtype) for x in (hidden, weight, weight if bias is None else bias))
     return (total, *(d.to(x) for d, x in zip((d_hidden, d_weight, d_bias), kinds, strict=True)))  # type: ignore[return-value]
 
 
@@ -296,12 +297,14 @@ def _(hidden: Tensor, weight: Tensor, bias: Any, labels: Any, weights: Any, *opt
 def _(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Any, weights: Any, factor: Tensor, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    wanted = options[-1]
+    wanted, last = options[-1], weight if bias is None else bias
     return (
         factor.new_empty(()),
-        hidden.new_empty(hidden.shape if wanted[0] else 0),
-        weight.new_empty(weight.shape if wanted[1] else 0),
-        (weight if bias is None else bias).new_empty(weight.shape[:1] if wanted[2] else 0),
+        hidden.new_empty(hidden.shape if wanted[0] else 0, dtype=kept_type(hidden.dtype)),
+        weight.new_empty(weight.shape if wanted[1] else 0, dtype=kept_type(weight.dtype)),
+        weight.new_empty(
+            weight.shape[:1] if wanted[2] else 0, dtype=kept_type((weight if bias is None else bias).dtype)
+        ),
     )
 
 
@@ -313,19 +316,21 @@ def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _rows_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     wanted = list(ctx.needs_input_grad[:3])
     _, *grads = torch.ops.selfsup.linear_cross_entropy_sum(*ctx.saved_tensors, grad, *ctx.options, wanted)
-    return (*(g if want else None for g, want in zip(grads, wanted, strict=True)), *[None] * 7)
+    arrays = zip(grads, ctx.saved_tensors[:3], wanted, strict=True)
+    return (*(g.to(x.dtype) if want else None for g, x, want in arrays), *[None] * 7)
 
 
 def _keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.wanted = inputs[-1]
+    hidden, weight, bias, *_, ctx.wanted = inputs
+    ctx.kinds = [x.dtype for x in (hidden, weight, weight if bias is None else bias)]
     ctx.save_for_backward(*output[1:])
 
 
 def _sum_backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
     # A number alone would be rounded to the type of the gradients: infinite, if it scales a loss for float16.
     grad = grad[None]
-    grads = ((g * grad).to(g.dtype) if want else None for g, want in zip(ctx.saved_tensors, ctx.wanted, strict=True))
-    return (*grads, *[None] * 9)
+    arrays = zip(ctx.saved_tensors, ctx.kinds, ctx.wanted, strict=True)
+    return (*((g * grad).to(kind) if want else None for g, kind, want in arrays), *[None] * 9)
 
 
 _rows.register_autograd(_rows_backward, setup_context=_keep_inputs)

@@ -33,7 +33,7 @@ from torch.nn import functional as F
 from ._launch import power, precision
 from ._triton import triton
 from .cross_entropy_kernels import launch_rows, packed
-from .cross_entropy_options import Options, joined, losses_of, of_label, share, unless_crowded
+from .cross_entropy_options import Options, joined, kept_type, losses_of, of_label, share, unless_crowded
 from .linear_cross_entropy_kernels import head_kernel, hidden_kernel, logits_kernel, product_options, scatter_kernel
 
 CHUNK = 2**28  # bytes of logits; where so few hold not even LEAST rows, more, as each chunk reads and writes all of d W
@@ -224,11 +224,11 @@ class Sums:
         self.problem, self.rows, self.library, self.shared, self.wanted = problem, rows, library, shared, wanted
         self.hidden, self.weight, self.bias = hidden, weight, weight if bias is None else bias
         # Of rows that no chunk reaches the gradient is 0; what ranks add up is not rounded before.
-        kind = torch.float32 if shared else hidden.dtype
+        kind = torch.float32 if shared else kept_type(hidden.dtype)
         self.d_hidden = hidden.new_zeros(hidden.shape if wanted[0] else 0, dtype=kind)
         self.single = rows <= max(1, len(problem.logits))
         sums = problem.w.shape if wanted[1] else (0,), weight.shape[:1] if wanted[2] else (0,)
-        kinds = (weight.dtype, self.bias.dtype)
+        kinds = (kept_type(x.dtype) for x in (weight, self.bias))
         self.d_weight, self.d_bias = (weight.new_empty(s, dtype=k) for s, k in zip(sums, kinds, strict=True))
         spare = [(0,), (0,)] if self.single else sums
         self.acc_weight, self.acc_bias = (weight.new_empty(s, dtype=torch.float32) for s in spare)
@@ -248,7 +248,7 @@ class Sums:
         if self.wanted[0] and self.shared:
             all_reduce(self.d_hidden, group=group)
         d_weight = self.d_weight[:, : self.weight.shape[1]].contiguous() if self.wanted[1] else self.d_weight
-        return self.d_hidden.to(self.hidden.dtype), d_weight, self.d_bias
+        return self.d_hidden.to(kept_type(self.hidden.dtype)), d_weight, self.d_bias
 
     def _finished(self, x: Tensor) -> Tensor:
         return x if self.problem.last is None else x * self.problem.last

@@ -496,3 +496,26 @@ def test_the_sum_of_parts_compiles_for_gpus_that_are_not_here(compile_ahead, ass
     for kind in ("*bf16", "*fp32"):
         signature = {**pointers, "out_ptr": kind, **sizes}
         assert_fits(compile_ahead(kernels.scatter_kernel, signature, H=768, WIDTH=765, SCALED=True, BH=1024))
+
+
+def test_what_is_too_small_for_float16_waits_for_the_factor_of_the_loss(device, as_exact_as_torch):
+    """The mean over many rows makes gradients that float16 cannot hold, until a scaler multiplies them."""
+
+    def draw(seed):
+        g = torch.Generator().manual_seed(seed)
+        hidden, weight = (torch.randn(n, 16, generator=g).half().to(device) for n in (512, 40))
+        labels = torch.randint(40, (512,), generator=g).to(device)
+        return [hidden.requires_grad_(), weight.requires_grad_(), labels]
+
+    def scaled(f):
+        return lambda hidden, weight, labels: 2.0**14 * f(hidden, weight, labels)
+
+    as_exact_as_torch(scaled(linear_cross_entropy), scaled(linear_cross_entropy_reference), draw)
+
+
+def test_class_weights_may_have_gaps_in_memory(device):
+    g = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 8, generator=g).to(device) for n in (9, 5))
+    labels, weights = torch.arange(9, device=device) % 5, torch.rand(10, generator=g).to(device)[::2]
+    got = linear_cross_entropy(hidden, weight, labels, class_weights=weights)
+    torch.testing.assert_close(got, linear_cross_entropy(hidden, weight, labels, class_weights=weights.clone()))
