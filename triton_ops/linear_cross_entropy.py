@@ -298,14 +298,11 @@ def _(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Any, weights: Any, factor: Tensor, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     wanted, last = options[-1], weight if bias is None else bias
-    return (
-        factor.new_empty(()),
-        hidden.new_empty(hidden.shape if wanted[0] else 0, dtype=kept_type(hidden.dtype)),
-        weight.new_empty(weight.shape if wanted[1] else 0, dtype=kept_type(weight.dtype)),
-        weight.new_empty(
-            weight.shape[:1] if wanted[2] else 0, dtype=kept_type((weight if bias is None else bias).dtype)
-        ),
-    )
+    shapes = (hidden.shape, weight.shape, weight.shape[:1])
+    kinds = (kept_type(x.dtype) for x in (hidden, weight, last))
+    parts = zip(shapes, kinds, wanted, strict=True)
+    gradients = (hidden.new_empty(shape if want else 0, dtype=kind) for shape, kind, want in parts)
+    return (factor.new_empty(()), *gradients)  # type: ignore[return-value]
 
 
 def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
