@@ -41,7 +41,6 @@ from selfsup.kernel.errors import ContractError
 from ._launch import can_launch, on_device_of
 from .cross_entropy_options import (
     Options,
-    Pull,
     check_arrays,
     check_labels,
     checked_options,
@@ -205,7 +204,7 @@ def gradient_in_chunks(
         p = out[rows] if whole and out.dtype == kind else room[: len(y)]
         z, slope = shaped(_read(logits, rows, p), options, p)
         _powers(z, kept[0, rows], p)
-        to_gradient(p, Pull(*(None if x is None else x[rows] for x in pull)), y, here, slope)
+        to_gradient(p, pull.at(rows), y, here, slope)
         if not whole:
             out[rows] = p.to(out.dtype)
         elif out.dtype != kind:

@@ -227,6 +227,11 @@ class Pull(NamedTuple):
     own: Tensor  # [C]
     even: Tensor | None  # [C]; None where it is 0
 
+    def at(self, rows: slice | Tensor) -> Pull:
+        """That of some of the rows."""
+        part, rest = (None if x is None else x[rows] for x in (self.all, self.even))
+        return Pull(part, self.own[rows], rest)
+
 
 def pull_of(
     measured: Tensor,

@@ -1,7 +1,7 @@
 """How an op is held to what it promises: on a CPU, in Triton's interpreter, on a GPU, and compiled for absent ones.
 
 A test that takes the fixture `device` runs wherever it can: on the GPU if there is one, otherwise by the op's CPU
-path, and once more in the interpreter (test_interpreted.py), which is slow, so its arrays are small.
+path, and once more in the interpreter (../test_kernels_interpreted.py), which is slow, so its arrays are small.
 """
 
 from __future__ import annotations
