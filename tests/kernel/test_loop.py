@@ -310,11 +310,12 @@ def test_a_run_that_fails_leaves_no_worker_behind(toys):
     def fail(run):
         raise ValueError("on purpose")
 
+    before = set(multiprocessing.active_children())  # those of other tests
     run = start(toys, listener=Listener(2, fail), data__workers=1, train__steps=1000)
     with pytest.raises(ValueError, match="on purpose") as kept:
         loop.train(run)
     assert kept.value.__traceback__  # which holds the frames of the loop
-    assert multiprocessing.active_children() == []
+    assert set(multiprocessing.active_children()) <= before
 
 
 def test_bf16_trains(toys):
