@@ -55,7 +55,8 @@ def distill_cross_entropy(
         student: logits [S, N, K]; the first R views are the crops that the teacher saw. Or [N, K], one view.
         teacher: logits [R, N, K]. Or [N, K], one view, which pairs with the student's.
         centre: [K], subtracted from the teacher's logits; None is 0.
-        student_temperature: above 0; a tensor of one number varies without recompiling a compiled step.
+        student_temperature: above 0; a tensor of one number varies without recompiling a compiled step, and lies where
+            the logits do, or the host waits for it.
         teacher_temperature: likewise.
         weights: [N]; the loss is then the sum over rows, each times its weight, instead of their mean. A row of weight
             0 is not read, whatever it holds: for iBOT, 1 / (hidden patches of the image * images), and 0 for the rest.

@@ -46,7 +46,7 @@ def gumbel_quantize(
         codebook: [G, V, D].
         draw: what the noise is taken from, a stream for each of the B samples; without one, the likeliest is chosen.
         temperature: of the softmax in the backward pass, above 0; the choice does not depend on it. A tensor of one
-            number varies without recompiling a compiled step.
+            number varies without recompiling a compiled step, and lies where the logits do, or the host waits for it.
     """
     _check(logits, codebook, draw)
     kind = _exact(logits, codebook)
