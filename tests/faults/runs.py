@@ -1,0 +1,231 @@
+"""Start the command line as people do, wait, kill it, go on with it, and say whether two runs ended alike."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from selfsup.kernel import state
+
+# A model of a few thousand weights whose step takes some ms; dropout is on, as it is in a run of people.
+SMALL = (
+    "train.batch=4 modality.length=32 modality.vocabulary=300 backbone.width=32 backbone.depth=1 backbone.heads=2 "
+    "backbone.dropout=0.1 checkpoints.steps=2 data.workers=0"
+)
+PATIENCE = 300.0  # seconds: longer waits are a hang, which is a fault that was not survived
+CLI = ("-m", "selfsup.cli")
+
+
+class Hung(Exception):
+    """A process did not do in time what was waited for."""
+
+
+class Job:
+    """A process with all that it starts, and what it says in a file."""
+
+    def __init__(self, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self.log = log
+        self.began = time.monotonic()
+        with log.open("wb") as file:
+            self.process = subprocess.Popen(
+                command,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # so that killing it kills its workers
+                env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
+            )
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    def said(self) -> str:
+        return self.log.read_text("utf-8", errors="replace")
+
+    def wait(self, timeout: float = PATIENCE) -> int:
+        """Its exit code; what still runs then is killed."""
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise Hung(f"it was still running after {timeout:.0f} s:\n{self.said()[-2000:]}") from None
+
+    def finish(self, code: int = 0, timeout: float = PATIENCE) -> str:
+        """What it said, once it ended with this code."""
+        if (found := self.wait(timeout)) != code:
+            raise RuntimeError(f"exit code {found} instead of {code}:\n{self.said()[-4000:]}")
+        return self.said()
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Send a signal to it and all that it started; SIGKILL also waits for its end."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+        if number == signal.SIGKILL:
+            self.process.wait(60)
+
+
+def train(folder: Path, *more: str, steps: int = 8, sets: str = SMALL, start: Sequence[str] = CLI, **how: Any) -> Job:
+    """The one command of a run, which is also the command that goes on with it."""
+    return Job([sys.executable, *start, *words(folder, *more, steps=steps, sets=sets)], log_of(folder), **how)
+
+
+def torchrun(
+    folder: Path, processes: int, *more: str, steps: int = 8, sets: str = SMALL, restarts: int = 0, **how: Any
+) -> Job:
+    """The same command under torchrun."""
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    start = [sys.executable, *launch, f"--max-restarts={restarts}", *CLI]
+    return Job([*start, *words(folder, *more, steps=steps, sets=sets)], log_of(folder), **how)
+
+
+def words(folder: Path, *more: str, steps: int, sets: str) -> list[str]:
+    chosen = [word for option in sets.split() for word in ("--set", option)]
+    return ["train", "--plugin", "bert", "--resume", *chosen, "--steps", str(steps), "--out", str(folder), *more]
+
+
+def log_of(folder: Path) -> Path:
+    """Where the newest process of a run writes what it says."""
+    return folder.with_name(f"{folder.name}.log")
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl that are whole."""
+    try:
+        lines = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in lines if line.endswith(b"\n")]
+
+
+def steps_done(folder: Path) -> int:
+    return 1 + max((row["step"] for row in rows(folder)), default=-1)
+
+
+def wait_until(true: Callable[[], Any], job: Job, what: str, timeout: float = PATIENCE, pause: float = 0.02) -> bool:
+    """Whether it came true while the process ran."""
+    end = time.monotonic() + timeout
+    while job.running:
+        if true():
+            return True
+        if time.monotonic() > end:
+            job.kill()
+            raise Hung(f"no {what} after {timeout:.0f} s:\n{job.said()[-2000:]}")
+        time.sleep(pause)
+    return bool(true())
+
+
+def wait_for_step(folder: Path, job: Job, step: int = 1, timeout: float = PATIENCE) -> bool:
+    """Until so many steps are done; False if the process ended before."""
+    return wait_until(lambda: steps_done(folder) >= step, job, f"step {step}", timeout)
+
+
+def wait_for_progress(folder: Path, job: Job, timeout: float = PATIENCE) -> bool:
+    """Until this process has done a step; False if it ended before."""
+    path = folder / "metrics.jsonl"
+
+    def touched() -> tuple[int, int] | None:
+        try:
+            return (found := path.stat()).st_mtime_ns, found.st_size
+        except FileNotFoundError:
+            return None
+
+    # Lines of steps that will be done again are dropped first: only a file that grew tells of a step.
+    seen = [touched()]
+
+    def grew() -> bool:
+        before, now = seen[0], touched()
+        seen[0] = now
+        return now is not None and now != before and now[1] > (before[1] if before else 0)
+
+    return wait_until(grew, job, "step", timeout)
+
+
+def processes_of(job: Job) -> dict[int, int]:
+    """The processes that torchrun started: rank -> pid."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it ended meanwhile
+            variables = dict(v.split("=", 1) for v in (folder / "environ").read_text().split("\0") if "=" in v)
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == job.pid and "RANK" in variables:
+                found[int(variables["RANK"])] = int(folder.name)
+    return found
+
+
+def newest(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tensors and facts of the newest checkpoint that verifies."""
+    found, _ = state.newest(folder / "checkpoints")
+    if found is None:
+        raise RuntimeError(f"{folder.name} has no checkpoint that verifies")
+    return state.load(found)
+
+
+def difference(ours: Path, theirs: Path) -> str | None:
+    """What differs at the end of two runs, bit by bit: weights, optimizer, learning rates, losses; None if nothing."""
+    (a, facts), (b, other) = newest(ours), newest(theirs)
+    for key in ("step", "optimizer", "skipped"):
+        if facts[key] != other[key]:
+            return f"{key}: {facts[key]} and {other[key]}"
+    for group in ("model", "optimizer"):
+        if a[group].keys() != b[group].keys():
+            return f"names of tensors in {group}"
+        for name in a[group]:
+            if not torch.equal(a[group][name], b[group][name]):
+                return f"{group} {name}"
+    logs = [[(row["step"], row["loss"], row["lr"]) for row in rows(f) if "loss" in row] for f in (ours, theirs)]
+    return None if logs[0] == logs[1] else "steps, losses or learning rates in metrics.jsonl"
+
+
+# A service of a distribution that nobody installed: it lies on PYTHONPATH, and writes which samples each step saw.
+IDS = """
+import json, os
+from selfsup.kernel.hookspecs import hookimpl
+
+class Ids:
+    @hookimpl
+    def step_finished(self, run, report):
+        row = {"step": report.step.number, "ids": report.ids.tolist()}
+        with open(run.folder / f"ids-{os.environ.get('RANK', '0')}.jsonl", "a") as file:
+            file.write(json.dumps(row) + chr(10))
+"""
+
+
+def listening(work: Path) -> dict[str, str]:
+    """The environment in which every run writes the samples of its steps to RUN/ids-RANK.jsonl."""
+    (info := work / "plugins" / "faults_ids-1.0.dist-info").mkdir(parents=True, exist_ok=True)
+    (work / "plugins" / "faults_ids.py").write_text(IDS)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: faults-ids\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[selfsup.services]\nids = faults_ids:Ids\n")
+    return {"PYTHONPATH": os.pathsep.join([str(work / "plugins"), *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
+def samples(folder: Path) -> tuple[dict[int, list[int]], int]:
+    """(The samples of each step over all processes, how many steps were done once more after a kill).
+
+    A step counts as it was done last.
+    """
+    seen: dict[int, dict[str, list[int]]] = {}
+    again = 0
+    for path in sorted(folder.glob("ids-*.jsonl")):
+        for line in path.read_bytes().splitlines():
+            with suppress(ValueError):  # torn by a kill
+                row = json.loads(line)
+                again += path.name in seen.get(row["step"], {}) and path.name == "ids-0.jsonl"
+                seen.setdefault(row["step"], {})[path.name] = row["ids"]
+    return {step: [i for name in sorted(own) for i in own[name]] for step, own in sorted(seen.items())}, again
