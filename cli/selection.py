@@ -27,6 +27,7 @@ DOTTED = {
     "steps": "train.steps",
     "epochs": "train.epochs",
     "batch": "train.batch",
+    "max_bad_fraction": "data.max_bad_fraction",
     "seed": "train.seed",
     "device": "train.device",
 }
@@ -104,6 +105,11 @@ _OPTIONS = (
     click.option("--steps", type=click.IntRange(min=1), help="Optimizer steps."),
     click.option("--epochs", type=click.FloatRange(min=0, min_open=True), help="Passes over the data."),
     click.option("--batch", type=click.IntRange(min=1), help="Samples behind a step, over all processes."),
+    click.option(
+        "--max-bad-fraction",
+        type=click.FloatRange(min=0, max=1),
+        help="Share of samples that may be unusable before the run stops. Default: 0.01.",
+    ),
     click.option("--seed", type=click.IntRange(min=0), help="Of all randomness."),
     click.option("--device", metavar="NAME", shell_complete=_devices, help="cpu, cuda, cuda:1 or auto."),
     click.option(

@@ -129,8 +129,8 @@ def rows(settings: Settings, kinds: Mapping[str, Modality], source: Source, fold
     """What training goes through: the samples as they are stored or, of one modality, as it lays them out."""
     if len(kinds) > 1:
         return source
-    modality, max_bad = next(iter(kinds.values())), settings.get("data", {}).get("max_bad", 0.01)
-    return modality.rows(source, settings["train"]["seed"], folder, max_bad)
+    modality, max_bad_fraction = next(iter(kinds.values())), settings.get("data", {}).get("max_bad_fraction", 0.01)
+    return modality.rows(source, settings["train"]["seed"], folder, max_bad_fraction)
 
 
 def build(plugins: Plugins, settings: Settings, kinds: Mapping[str, Modality] | None = None) -> Objective:

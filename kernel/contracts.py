@@ -180,11 +180,11 @@ class Modality(ABC):
     def load(self, files: Mapping[str, str]) -> None:  # noqa: B027 - as above
         """Take back what `files` gave."""
 
-    def rows(self, source: Source, seed: int, folder: Path | None, max_bad: float) -> Source:
+    def rows(self, source: Source, seed: int, folder: Path | None, max_bad_fraction: float) -> Source:
         """The samples that training goes through, where they are not the stored ones: documents packed into rows.
 
         `folder` may keep what is costly to make again (None: a temporary one); every process calls this together.
-        More than the share `max_bad` of samples that cannot be used is a DataError that lists them.
+        More than the share `max_bad_fraction` of samples that cannot be used is a DataError that lists them.
         """
         return source
 

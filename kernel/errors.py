@@ -58,4 +58,9 @@ def nearest(asked: str, known: Iterable[str], most: int = 20) -> str:
 
 def allow_bad(bad: int, of: int) -> str:
     """The option that lets so many samples out of all be unusable."""
-    return f"--set data.max_bad={min(1.0, -(-100 * bad // of) / 100):g}"
+    return f"--max-bad-fraction {min(1.0, -(-100 * bad // of) / 100):g}"
+
+
+def most_bad(share: float, of: int) -> float:
+    """How many samples out of all may be unusable: that share and at least one, but none where the share is 0."""
+    return max(1.0, share * of) if share else 0.0

@@ -21,7 +21,7 @@ from . import distributed, state
 from .config import Settings
 from .contracts import Batch, Loss, Objective, Step
 from .discovery import Plugins
-from .errors import DataError, StateError, allow_bad
+from .errors import DataError, StateError, allow_bad, most_bad
 from .loader import SIGNALS, Loader, to_device
 from .precision import autocast
 from .random import key_of
@@ -238,13 +238,12 @@ def note_bad(run: Run, parts: list[Batch]) -> None:
     """Count the samples that could not be used; past the limit, stop with the list: there may be as many to come."""
     for part in parts:
         run.skipped.update(part["bad"])
-    share = run.config.get("data", {}).get("max_bad", 0.01)
-    limit = max(1.0, share * len(run.source))
-    if len(run.skipped) > limit:
+    share, bad, of = run.config.get("data", {}).get("max_bad_fraction", 0.01), len(run.skipped), len(run.source)
+    if bad > most_bad(share, of):
         listed = "\n".join(f"  {run.source.name(i)}: {why}" for i, why in list(run.skipped.items())[:20])
         raise DataError(
-            f"{len(run.skipped)} of {len(run.source)} samples cannot be used, more than data.max_bad = {share:g} "
-            f"allows; remove them, or allow more, as in {allow_bad(2 * len(run.skipped), len(run.source))}:\n{listed}"
+            f"{bad} of {of} samples cannot be used, more than data.max_bad_fraction = {share:g} allows; remove them, "
+            f"or allow more, as in {allow_bad(2 * bad, of)}:\n{listed}"
         )
 
 

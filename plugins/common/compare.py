@@ -21,7 +21,7 @@ from selfsup.kernel import compose
 from selfsup.kernel.config import Settings, check
 from selfsup.kernel.contracts import Modality
 from selfsup.kernel.discovery import Plugins
-from selfsup.kernel.errors import ContractError, DataError
+from selfsup.kernel.errors import ContractError, DataError, most_bad
 from selfsup.kernel.loader import Source
 from selfsup.kernel.precision import pick_device
 from selfsup.kernel.random import stream
@@ -282,10 +282,9 @@ def _workers(settings: Settings, task: Task) -> int:
 
 
 def _limit(skipped: dict[str, str], count: int, settings: Settings) -> None:
-    share = settings.get("data", {}).get("max_bad", 0.01)
-    most = max(1.0, share * count)
-    if len(skipped) > most:
+    share = settings.get("data", {}).get("max_bad_fraction", 0.01)
+    if len(skipped) > most_bad(share, count):
         raise DataError(
-            f"{len(skipped)} of {count} samples cannot be used, more than the run's data.max_bad = {share:g} allows; "
-            f"remove them:\n{list_skipped(skipped)}"
+            f"{len(skipped)} of {count} samples cannot be used, more than the run's data.max_bad_fraction = {share:g} "
+            f"allows; remove them:\n{list_skipped(skipped)}"
         )

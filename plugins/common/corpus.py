@@ -23,7 +23,7 @@ import numpy as np
 import xxhash
 
 from selfsup.kernel import distributed
-from selfsup.kernel.errors import BadSample, DataError, SelfsupError, StateError, allow_bad
+from selfsup.kernel.errors import BadSample, DataError, SelfsupError, StateError, allow_bad, most_bad
 from selfsup.kernel.loader import Source
 
 from .plain_text import Empty, text_of
@@ -109,17 +109,17 @@ def open_corpus(source: Source, name: str, max_bytes: int, vocabulary: Vocabular
     return corpus
 
 
-def left_out(corpus: Corpus, source: Source, max_bad: float) -> list[str]:
-    """Notes on the samples that gave no document; DataError where more than the share `max_bad` cannot be used."""
+def left_out(corpus: Corpus, source: Source, max_bad_fraction: float) -> list[str]:
+    """Notes on the samples that gave no document; DataError where more than the share cannot be used."""
     facts = corpus.facts
     named = [f"{source.name(int(number))}: {reason}" for number, reason in facts.reasons.items()]
-    if facts.bad > max(1.0, max_bad * facts.samples) or not len(corpus):
+    if facts.bad > most_bad(max_bad_fraction, facts.samples) or not len(corpus):
         listed = "\n".join(f"  {line}" for line in named[:20])
         empty = f" ({facts.empty:,} are empty)" if facts.empty else ""
         more = f", or allow more, as in {allow_bad(facts.bad, facts.samples)}" if len(corpus) else ""
         raise DataError(
-            f"{facts.bad:,} of {facts.samples:,} samples cannot be used{empty}, more than data.max_bad = {max_bad:g} "
-            f"allows; remove them{more}:\n{listed}"
+            f"{facts.bad:,} of {facts.samples:,} samples cannot be used{empty}, more than data.max_bad_fraction = "
+            f"{max_bad_fraction:g} allows; remove them{more}:\n{listed}"
         )
     notes = [f"{facts.empty:,} sample{'s' * (facts.empty > 1)} without text left out"] if facts.empty else []
     count, more = f"{facts.bad:,} sample{'s' * (facts.bad > 1)}", "; …" if facts.bad > SHOWN else ""

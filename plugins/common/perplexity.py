@@ -129,7 +129,7 @@ def measure(plugins: Plugins, asked: Asked) -> Perplexity:
     words = modality.vocabulary
     corpus = open_corpus(source, modality.field, modality.max_bytes, words, None)
     own = [] if asked.paths else ["no --data: these are the run's own texts, which it was trained on"]
-    bad = left_out(corpus, source, settings.get("data", {}).get("max_bad", 0.01))
+    bad = left_out(corpus, source, settings.get("data", {}).get("max_bad_fraction", 0.01))
     notes = [*own, *bad, *_unknown(corpus, words.unknown)]
     size = Size(len(corpus), corpus.facts.tokens, corpus.facts.bytes)
     # Documents end with a token whatever the training rows did: it is what the model was shown, or a little harder.

@@ -141,10 +141,10 @@ class Text(Modality):
             raise BadSample("the tokenizer makes no token of it")
         return torch.from_numpy(ids[: self.length].astype(np.int64))
 
-    def rows(self, source: Source, seed: int, folder: Path | None, max_bad: float) -> Source:
+    def rows(self, source: Source, seed: int, folder: Path | None, max_bad_fraction: float) -> Source:
         """Tokenise everything once; then rows of `length`, or with `pack` off the documents one by one."""
         corpus = open_corpus(source, self.field, self.max_bytes, self.vocabulary, folder)
-        notes = [*source.notes, *self._counted(corpus), *left_out(corpus, source, max_bad)]
+        notes = [*source.notes, *self._counted(corpus), *left_out(corpus, source, max_bad_fraction)]
         single = Documents(self.field, corpus, source, notes)
         if not self.pack:
             return single

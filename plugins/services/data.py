@@ -119,7 +119,9 @@ class Data:
             Paths, about("folders, files, globs, tables, tars, hub names; PATH@WEIGHT for its share of a mixture")
         ] = [],  # noqa: B006 - never changed
         workers: Annotated[Count | Literal["auto"], about("processes that read and decode, from 0")] = "auto",
-        max_bad: Annotated[float, about("share of samples that may be unusable before a run stops", ge=0, le=1)] = 0.01,
+        max_bad_fraction: Annotated[
+            float, about("share of samples that may be unusable before a run stops", ge=0, le=1)
+        ] = 0.01,
         column: Annotated[str | None, about("column (tables) or key (tars) of the data; None finds it")] = None,
         label: Annotated[
             str | None,
@@ -129,7 +131,7 @@ class Data:
         ] = None,
         cache: Annotated[str | None, about("folder for converted tables; None is that of `datasets`")] = None,
     ) -> None:
-        self.paths, self.workers, self.max_bad = paths, workers, max_bad
+        self.paths, self.workers, self.max_bad_fraction = paths, workers, max_bad_fraction
         self.options = Options(column, label, cache)
 
     @hookimpl(trylast=True)

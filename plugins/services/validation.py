@@ -34,7 +34,7 @@ from torch.utils.data import Dataset
 from selfsup.kernel import compose, distributed
 from selfsup.kernel.config import about
 from selfsup.kernel.contracts import Batch, Loss, Step
-from selfsup.kernel.errors import BadSample, ConfigError, DataError, SelfsupError
+from selfsup.kernel.errors import BadSample, ConfigError, DataError, SelfsupError, most_bad
 from selfsup.kernel.hookspecs import hookimpl
 from selfsup.kernel.loader import Reader, made_ahead, to_device
 from selfsup.kernel.precision import autocast
@@ -180,11 +180,11 @@ class Validation:
         for index in distributed.total(mark).nonzero()[:, 0].tolist():
             if index not in self.bad:  # another process met it; read it to know why
                 self.bad[index] = self.samples.why(index)
-        share = run.config.get("data", {}).get("max_bad", 0.01)
+        share = run.config.get("data", {}).get("max_bad_fraction", 0.01)
         left_out = f"{len(self.bad)} of {self.size} samples of validation.data cannot be used"
-        if len(self.bad) > max(1.0, share * self.size) or self.size - len(self.bad) < distributed.world():
+        if len(self.bad) > most_bad(share, self.size) or self.size - len(self.bad) < distributed.world():
             raise DataError(
-                f"{left_out}, more than data.max_bad = {share:g} allows; remove them:{self._listed(self.bad)}"
+                f"{left_out}, more than data.max_bad_fraction = {share:g} allows; remove them:{self._listed(self.bad)}"
             )
         if distributed.rank() == 0:
             print(f"warning: {left_out} and are left out:{self._listed(self.bad)}", file=sys.stderr)

@@ -233,7 +233,9 @@ def test_bad_samples_are_counted_up_to_a_limit(run, tmp_path):
     assert out["skipped"] == {str(data / "a/7.txt"): "it is bad"}
     assert "1 samples could not be used" in call("knn", run, "--data", data)
     (data / "b/8.txt").write_text("bad")
-    with pytest.raises(DataError, match=r"2 of 80 samples cannot be used, more than the run's data\.max_bad = 0\.01"):
+    with pytest.raises(
+        DataError, match=r"2 of 80 samples cannot be used, more than the run's data\.max_bad_fraction = 0\.01"
+    ):
         call("knn", run, "--data", data)
 
 

@@ -179,13 +179,13 @@ def test_corrupt_samples_are_named_skipped_and_limited(toys):
     for n in range(40):
         Path(f"d/{n:02}.num").write_text("seven" if n == 7 else str(n))
     few = ("--data", "d", "--batch", 8, "--steps", 10, "--preset", "tiny")
-    out, _ = toys(*TRAIN, *few, "--set", "data.max_bad=0.1", "--out", "r")
+    out, _ = toys(*TRAIN, *few, "--max-bad-fraction", 0.1, "--out", "r")
     assert re.search(r"skipped +.*d/07\.num: .*'seven'", out)
     assert "--data LABELLED" in out
     for n in range(20):
         Path(f"d/{n:02}.num").write_text("seven")
     _, err = toys(*TRAIN, *few, "--out", "s", code=1)
-    assert "samples cannot be used, more than data.max_bad = 0.01 allows; remove them, or allow more" in err
+    assert "samples cannot be used, more than data.max_bad_fraction = 0.01 allows; remove them, or allow more" in err
     assert re.search(r"d/\d\d\.num: .*'seven'", err)
 
 

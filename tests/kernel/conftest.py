@@ -111,7 +111,7 @@ class Data:
         *,
         paths: Annotated[list[str], about("unused")] = [],  # noqa: B006
         workers: Annotated[int, about("processes", ge=0)] = 0,
-        max_bad: Annotated[float, about("share", ge=0, le=1)] = 0.01,
+        max_bad_fraction: Annotated[float, about("share", ge=0, le=1)] = 0.01,
         first: Annotated[int, about("number")] = 0,
         bad: Annotated[int, about("how many are bad")] = 0,
     ) -> None:

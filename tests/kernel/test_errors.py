@@ -7,7 +7,7 @@ import inspect
 import pytest
 
 from selfsup.kernel import errors
-from selfsup.kernel.errors import BadSample, DataError, SelfsupError, allow_bad, nearest
+from selfsup.kernel.errors import BadSample, DataError, SelfsupError, allow_bad, most_bad, nearest
 
 CLASSES = [c for _, c in inspect.getmembers(errors, inspect.isclass) if issubclass(c, Exception)]
 
@@ -46,4 +46,8 @@ def test_nearest(asked, known, said):
     ("bad", "of", "share"), [(2, 14, 0.15), (1, 10, 0.1), (1, 100_000, 0.01), (9, 10, 0.9), (4, 3, 1)]
 )
 def test_the_share_that_is_named_is_enough(bad, of, share):
-    assert allow_bad(bad, of) == f"--set data.max_bad={share}"
+    assert allow_bad(bad, of) == f"--max-bad-fraction {share}"
+
+
+def test_one_sample_may_be_bad_unless_none_may():
+    assert [most_bad(share, 50) for share in (0.0, 0.01, 0.1)] == [0, 1, 5]

@@ -63,8 +63,8 @@ def scaled(toys, monkeypatch):
         def load(self, files):
             self.largest = int(files["largest.txt"])
 
-        def rows(self, source, seed, folder, max_bad):
-            assert max_bad == 0.01
+        def rows(self, source, seed, folder, max_bad_fraction):
+            assert max_bad_fraction == 0.01
             return Pairs(source)
 
         def stem(self, width):

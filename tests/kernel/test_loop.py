@@ -266,15 +266,15 @@ def test_a_run_works_outside_the_main_thread(toys):
 def test_too_many_bad_samples_stop_the_run_with_the_list(toys):
     with pytest.raises(DataError, match=r"(?s)2 of 100 samples cannot be used.*item 0: it is not a number"):
         loop.train(start(toys, data__bad=2))
-    run = start(toys, data__bad=2, data__max_bad=0.02)
+    run = start(toys, data__bad=2, data__max_bad_fraction=0.02)
     loop.train(run)
     assert sorted(run.skipped) == [0, 1]
 
 
 def test_skipped_samples_are_remembered(toys, tmp_path):
     listener = Listener(12, lambda run: run.save())
-    loop.train(start(toys, tmp_path, listener=listener, data__bad=1, data__max_bad=0.1, train__steps=12))
-    assert start(toys, tmp_path, resume=True, data__bad=1, data__max_bad=0.1, train__steps=13).skipped
+    loop.train(start(toys, tmp_path, listener=listener, data__bad=1, data__max_bad_fraction=0.1, train__steps=12))
+    assert start(toys, tmp_path, resume=True, data__bad=1, data__max_bad_fraction=0.1, train__steps=13).skipped
 
 
 def test_a_loss_that_trains_nothing_is_an_error(toys):

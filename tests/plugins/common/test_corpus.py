@@ -70,7 +70,9 @@ def test_what_is_left_out_is_counted_and_named():
         "1 sample left out: file 3: invalid UTF-8 at byte 4 (0xff)",
     ]
     many = Source(["fine"] * 90 + [b"\xff"] * 10)
-    with pytest.raises(DataError, match=r"10 of 100 samples .* = 0\.05 allows; .*max_bad=0\.1:\n  file 90: invalid"):
+    with pytest.raises(
+        DataError, match=r"10 of 100 samples .* = 0\.05 allows; .*--max-bad-fraction 0\.1:\n  file 90: invalid"
+    ):
         left_out(opened(many), many, 0.05)
     (note,) = left_out(opened(many), many, 0.1)
     assert note.count("invalid UTF-8") == 5

@@ -165,7 +165,7 @@ def test_notes_say_what_there_is():
         "1 sample left out: file 5: invalid UTF-8 at byte 0 (0xff)",
     ]
     assert "rows of 32 tokens, " in notes[4]
-    with pytest.raises(DataError, match=r"2 of 3 samples cannot be used, more than data\.max_bad = 0\.01"):
+    with pytest.raises(DataError, match=r"2 of 3 samples cannot be used, more than data\.max_bad_fraction = 0\.01"):
         text.rows(Source(["fine", b"\xff", b"\xff"]), 0, None, 0.01)
 
 
@@ -266,7 +266,7 @@ def test_what_people_see(ends):
 def test_a_run_finds_its_tokens_again(tmp_path, monkeypatch):
     plugins = Plugins()
     options = check("modality", Text, {"tokenizer": "bytes", "length": 64})
-    settings = {"train": {"seed": 3}, "data": {"max_bad": 0.01}, "modality": {"name": "text", **options}}
+    settings = {"train": {"seed": 3}, "data": {"max_bad_fraction": 0.01}, "modality": {"name": "text", **options}}
 
     class Counted(Source):
         reads = 0

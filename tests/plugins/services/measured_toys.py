@@ -123,7 +123,7 @@ class Data:
         *,
         paths: Annotated[list[str], about("see above")] = ["0 40"],  # noqa: B006
         label: Annotated[str | None, about("unused")] = None,
-        max_bad: Annotated[float, about("share")] = 0.2,
+        max_bad_fraction: Annotated[float, about("share")] = 0.2,
     ) -> None:
         self.label = label
 

@@ -241,9 +241,9 @@ def test_a_folder_of_two_kinds_of_tables_asks_which(tmp_path):
 
 
 def test_the_options_have_ranges_and_defaults():
-    assert check("data", Data, {})["max_bad"] == 0.01
+    assert check("data", Data, {})["max_bad_fraction"] == 0.01
     assert check("data", Data, {"workers": 3})["workers"] == 3
-    for wrong in ({"workers": -1}, {"workers": "many"}, {"max_bad": 2}):
+    for wrong in ({"workers": -1}, {"workers": "many"}, {"max_bad_fraction": 2}):
         with pytest.raises(ConfigError):
             check("data", Data, wrong)
 

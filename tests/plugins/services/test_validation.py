@@ -172,7 +172,9 @@ def test_bad_samples_are_named_once_and_left_out(start, capsys):
 
 def test_too_many_bad_samples_stop_the_run_with_the_list(start):
     run = start(validation__data="50 73 5", train__steps=2)
-    with pytest.raises(DataError, match=r"5 of 23 samples .* data.max_bad = 0.2 allows(.|\n)*item 5: it is no number"):
+    with pytest.raises(
+        DataError, match=r"5 of 23 samples .* data.max_bad_fraction = 0.2 allows(.|\n)*item 5: it is no number"
+    ):
         loop.train(run)
 
 
