@@ -13,50 +13,85 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+IMPORT = "while modules are imported"
+IMPORTED = "selfsup.kernel.compose"  # of which modules
 
 
 def everything(*_: Any) -> bool:
     return True
 
 
-def manifest(path: Path, *_: Any) -> bool:
-    return path.name == "manifest.json"
+def named(name: str) -> Callable[..., bool]:
+    """A file of this name is the first argument."""
+    return lambda path, *_: Path(path).name == name
 
 
-def moments() -> dict[str, tuple[str, Any, str, Callable[..., bool]]]:
-    """Name -> (before or after, whose, function, with which arguments).
+def done(_: Any, status: str) -> bool:
+    return status == "DONE"
 
-    Each comes in a run that the one before it killed.
-    """
+
+class Moment(NamedTuple):
+    """When a process is killed: before or after a call of whose function, with which arguments."""
+
+    when: str
+    owner: Any
+    name: str
+    matters: Callable[..., bool] = everything
+    often: bool = False  # in one process
+
+
+def moments() -> dict[str, Moment]:
+    """All of them, by name. Each comes in a run that the one before it killed."""
     import torch
 
+    from selfsup.cli import outcome, run_claim
     from selfsup.kernel import compose, loader, loop, state
+    from selfsup.plugins.services import metrics, validation
 
+    manifest = named("manifest.json")
     return {
-        "before anything is made": ("before", compose, "modalities", everything),
-        "before the model is made": ("before", compose, "build", everything),
-        "while batches are made": ("after", loader.Loader, "places", everything),
-        "before the forward pass": ("before", loop, "to_device", everything),
-        "before the backward pass": ("before", torch.Tensor, "backward", everything),
-        "before the optimizer": ("before", loop, "scale_gradients", everything),
-        "after the optimizer": ("after", loop, "take_step", everything),
-        "before a checkpoint is written": ("before", state, "_write", everything),
-        "between its tensors": ("after", state, "save_file", everything),
-        "before its manifest": ("before", Path, "write_text", manifest),
-        "after its manifest": ("after", Path, "write_text", manifest),
-        "before its rename": ("after", state, "_write", everything),
-        "after its rename": ("before", state, "verify", everything),
-        "before a checkpoint is loaded": ("before", state, "load", everything),
-        "before old ones are deleted": ("before", state, "retain", everything),
-        "while old ones are deleted": ("after", state.shutil, "rmtree", everything),
-        "at the end": ("after", loop, "train", everything),
+        IMPORT: Moment("before", None, IMPORTED),
+        "before anything is made": Moment("before", compose, "modalities"),
+        "before the model is made": Moment("before", compose, "build"),
+        "before the settings are written": Moment("before", outcome, "_replace", named("run.toml")),
+        "while batches are made": Moment("after", loader.Loader, "places", often=True),
+        "before the forward pass": Moment("before", loop, "to_device", often=True),
+        "before the backward pass": Moment("before", torch.Tensor, "backward", often=True),
+        "before the optimizer": Moment("before", loop, "scale_gradients", often=True),
+        "after the optimizer": Moment("after", loop, "take_step", often=True),
+        "after the line of a step": Moment("after", metrics.Metrics, "_write", often=True),
+        "while it is evaluated": Moment("before", validation, "score", often=True),
+        "before a checkpoint is written": Moment("before", state, "_write", often=True),
+        "between its tensors": Moment("after", state, "save_file", often=True),
+        "before its manifest": Moment("before", Path, "write_text", manifest, often=True),
+        "after its manifest": Moment("after", Path, "write_text", manifest, often=True),
+        "before its rename": Moment("after", state, "_write", often=True),
+        "after its rename": Moment("before", state, "verify"),
+        "before a checkpoint is loaded": Moment("before", state, "load"),
+        "before old ones are deleted": Moment("before", state, "retain", often=True),
+        "while old ones are deleted": Moment("after", state.shutil, "rmtree", often=True),
+        "before the outcome is written": Moment("before", outcome, "_replace", named("outcome.json")),
+        "before the end": Moment("before", run_claim.Claim, "write", done),
+        "at the end": Moment("after", loop, "train"),
     }
+
+
+class Finder:
+    """Asked for the module that stands for all, it kills."""
+
+    def find_spec(self, name: str, *_: Any) -> None:
+        if name == IMPORTED:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def arm(moment: str, time: int) -> None:
     """Replace the function of a moment by one that kills this process at its `time`-th call."""
-    when, owner, name, matters = moments()[moment]
+    if moment == IMPORT:
+        sys.meta_path.insert(0, Finder())  # type: ignore[arg-type]
+        return
+    when, owner, name, matters, _ = moments()[moment]
     own, left = getattr(owner, name), [time]
 
     def replaced(*args: Any, **options: Any) -> Any:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -19,9 +21,10 @@ from selfsup.kernel import state
 
 # A model of a few thousand weights whose step takes some ms; dropout is on, as it is in a run of people.
 SMALL = (
-    "train.batch=4 modality.length=32 modality.vocabulary=300 backbone.width=32 backbone.depth=1 backbone.heads=2 "
+    "train.batch=4 modality.length=32 modality.tokenizer=bytes backbone.width=32 backbone.depth=1 backbone.heads=2 "
     "backbone.dropout=0.1 checkpoints.steps=2 data.workers=0"
 )
+WORDS = ["the", "sea", "is", "calm", "tonight", "the", "tide", "is", "full", "and", "fair"]
 PATIENCE = 300.0  # seconds: longer waits are a hang, which is a fault that was not survived
 CLI = ("-m", "selfsup.cli")
 
@@ -36,7 +39,7 @@ class Job:
     def __init__(self, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         self.log = log
-        self.began = time.monotonic()
+        self.began = time.time()
         with log.open("wb") as file:
             self.process = subprocess.Popen(
                 command,
@@ -74,10 +77,29 @@ class Job:
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Send a signal to it and all that it started; SIGKILL also waits for its end."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, number)
+        for pid in family(self.pid):
+            send(pid, number)
         if number == signal.SIGKILL:
             self.process.wait(60)
+
+
+def family(pid: int) -> list[int]:
+    """A process, its children and theirs; torchrun gives each of its own a session, so that a group is not enough."""
+    parents: dict[int, list[int]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it ended meanwhile
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            parents.setdefault(parent, []).append(int(folder.name))
+    found = [pid]
+    for one in found:  # which grows
+        found += parents.get(one, [])
+    return found
+
+
+def send(pid: int, number: int = signal.SIGKILL) -> None:
+    """A signal to a process that may have ended."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 def train(folder: Path, *more: str, steps: int = 8, sets: str = SMALL, start: Sequence[str] = CLI, **how: Any) -> Job:
@@ -95,8 +117,23 @@ def torchrun(
 
 
 def words(folder: Path, *more: str, steps: int, sets: str) -> list[str]:
+    """Of the command; the data are few, so that a process takes its first step soon."""
     chosen = [word for option in sets.split() for word in ("--set", option)]
-    return ["train", "--plugin", "bert", "--resume", *chosen, "--steps", str(steps), "--out", str(folder), *more]
+    data = [] if "--data" in more else ["--data", str(texts(folder.parent / "texts"))]
+    own = ["--plugin", "bert", "--preset", "tiny", "--resume", *data, *chosen, "--steps", str(steps)]
+    return ["train", *own, "--out", str(folder), *more]
+
+
+def texts(folder: Path, count: int = 24, seed: int = 0) -> Path:
+    """A folder of text files, which is made if it is not there."""
+    if not folder.exists():
+        draw, work = random.Random(seed), folder.with_name(f".{folder.name}.{os.getpid()}.{threading.get_ident()}")
+        work.mkdir(parents=True)
+        for number in range(count):
+            (work / f"{number:03d}.txt").write_text(" ".join(draw.choices(WORDS, k=200)))
+        with suppress(OSError):  # made by another thread meanwhile
+            work.rename(folder)
+    return folder
 
 
 def log_of(folder: Path) -> Path:
@@ -115,6 +152,12 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 def steps_done(folder: Path) -> int:
     return 1 + max((row["step"] for row in rows(folder)), default=-1)
+
+
+def first_step(folder: Path, job: Job) -> float | None:
+    """Seconds from the start of a process to its first step done; None if it did none."""
+    times = [row["time"] - job.began for row in rows(folder) if "loss" in row]
+    return min((seconds for seconds in times if seconds > 0), default=None)
 
 
 def wait_until(true: Callable[[], Any], job: Job, what: str, timeout: float = PATIENCE, pause: float = 0.02) -> bool:
@@ -159,12 +202,13 @@ def wait_for_progress(folder: Path, job: Job, timeout: float = PATIENCE) -> bool
 def processes_of(job: Job) -> dict[int, int]:
     """The processes that torchrun started: rank -> pid."""
     found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
+    for pid in family(job.pid)[1:]:
         with suppress(OSError):  # it ended meanwhile
-            variables = dict(v.split("=", 1) for v in (folder / "environ").read_text().split("\0") if "=" in v)
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == job.pid and "RANK" in variables:
-                found[int(variables["RANK"])] = int(folder.name)
+            variables = Path(f"/proc/{pid}/environ").read_text().split("\0")
+            parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+            rank = next((v.partition("=")[2] for v in variables if v.startswith("RANK=")), None)
+            if rank is not None and parent == job.pid:
+                found[int(rank)] = pid
     return found
 
 

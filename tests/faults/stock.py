@@ -1,6 +1,6 @@
 """How the usual formats keep the same tensors: what they make of a fault is measured beside what we do.
 
-    python stock.py FORMAT FOLDER COUNT    save over what FOLDER holds, COUNT times, and say so after each
+    python stock.py FORMAT FOLDER COUNT    kill COUNT processes while they save over what is there; print what was lost
 
 Each is used as its documentation shows, into the same place every time.
 """
@@ -8,7 +8,12 @@ Each is used as its documentation shows, into the same place every time.
 from __future__ import annotations
 
 import logging
+import os
+import random
+import shutil
+import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +26,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 Tensors = dict[str, Tensor]
 SHAPE = (64, 64)
+MANY = 512  # tensors: 8 MB
 logging.getLogger("torch.distributed.checkpoint").setLevel(logging.CRITICAL)  # it logs what it raises, with a traceback
 
 
@@ -84,10 +90,30 @@ def same(found: Tensors, truth: Tensors) -> bool:
     return found.keys() == truth.keys() and all(torch.equal(found[name], truth[name]) for name in truth)
 
 
+def killed_saves(name: str, folder: Path, count: int) -> int:
+    """How often nothing can be loaded any more after a kill within a save over what was there."""
+    old, new = tensors(1, MANY), tensors(2, MANY)
+    save, _ = FORMATS[name]
+    folder.mkdir(parents=True)
+    save(old, folder)
+    began = time.perf_counter()
+    save(old, folder)
+    took = time.perf_counter() - began
+    draw = random.Random(0)
+    lost = 0
+    for _ in range(count):
+        shutil.rmtree(folder)
+        folder.mkdir()
+        save(old, folder)
+        if (child := os.fork()) == 0:
+            save(new, folder)
+            os._exit(0)
+        time.sleep(took * draw.random())
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        lost += all(outcome(name, folder, x) != "right" for x in (old, new))
+    return lost
+
+
 if __name__ == "__main__":
-    name, folder, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
-    for seed in range(1, count + 1):
-        x = tensors(seed, 256)
-        print("saving", seed, flush=True)
-        FORMATS[name][0](x, folder)
-        print("saved", seed, flush=True)
+    print(killed_saves(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])), "of", sys.argv[3], "lost")
