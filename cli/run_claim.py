@@ -1,13 +1,7 @@
 """One process works on a run at a time, and the file `status` in its folder says how it went.
 
-    RUNNING      a process works on it, or was killed while it did
-    DONE         all steps are done
-    PREEMPTED    stopped from outside, by a signal or Ctrl-C; the same command with --resume goes on
-    FAILED       an error ended it
-
-The first word is the status, the rest of the line is for people. What works on a run holds a lock that the system
-takes from it when it ends, however it ends. (A lock of the kind that data workers do not inherit: one that outlives
-its run for a moment must not keep others out.)
+What works on a run holds a lock that the system takes from it when it ends, however it ends. (A lock of the kind that
+data workers do not inherit: one that outlives its run for a moment must not keep others out.)
 """
 
 from __future__ import annotations
@@ -21,8 +15,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from selfsup.kernel.errors import ConfigError
+from selfsup.plugins.common import status
 
-LOCK, STATUS = ".lock", "status"
+LOCK = ".lock"
 RUN_FILE = "run.toml"
 PREEMPTED = 75  # the exit code of a run that a signal stopped: EX_TEMPFAIL, "try again"
 INTERRUPTED = 130  # of one that Ctrl-C stopped, so that a shell does not go on with the next command
@@ -37,17 +32,10 @@ class Claim:
     def ended(self, reason: str) -> int:
         """Write the status of a run that ended in good order, "done" or by a signal's name; return the exit code."""
         if reason == "done":
-            self.write("DONE")
+            status.write(self.folder, "DONE")
             return 0
-        self.write(f"PREEMPTED {reason}")
+        status.write(self.folder, f"PREEMPTED {reason}")
         return INTERRUPTED if reason == "SIGINT" else PREEMPTED
-
-    def write(self, status: str) -> None:
-        """Replace the status."""
-        work = self.folder / f".{STATUS}.{os.getpid()}"
-        with suppress(OSError):  # a full disk ends no run
-            work.write_text(status + "\n", "utf-8")
-            work.replace(self.folder / STATUS)
 
 
 @contextmanager
@@ -74,15 +62,16 @@ def claim(folder: Path, resume: bool) -> Iterator[Claim]:
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {platform.node()}")
         lock.flush()
-        held = Claim(folder)
-        held.write("RUNNING")
+        status.write(folder, "RUNNING")
         try:
-            yield held
+            yield Claim(folder)
         except KeyboardInterrupt:
-            held.write("PREEMPTED interrupted at once")
+            status.write(folder, "PREEMPTED interrupted at once")
             raise
         except BaseException as error:
-            held.write(f"FAILED {str(error).partition(chr(10))[0] or type(error).__name__}")
+            # Another process of this run may have said why already: here only the connection to it broke.
+            if not status.read(folder).startswith("FAILED"):
+                status.write(folder, f"FAILED {str(error).partition(chr(10))[0] or type(error).__name__}")
             _leave_nothing(folder)
             raise
 
@@ -101,8 +90,8 @@ def _lock(handle: int, folder: Path) -> None:
 
 def _leave_nothing(folder: Path) -> None:
     """Remove a folder in which nothing was begun."""
-    if {path.name for path in folder.iterdir()} <= {LOCK, STATUS}:
-        for name in (LOCK, STATUS):
+    if {path.name for path in folder.iterdir()} <= {LOCK, status.NAME}:
+        for name in (LOCK, status.NAME):
             (folder / name).unlink(missing_ok=True)
         with suppress(OSError):
             folder.rmdir()

@@ -99,6 +99,18 @@ def test_the_status_says_what_ended_a_run(tmp_path, error, line):
     assert status(tmp_path) == line
 
 
+def fail_after(_):
+    raise ConnectionError("closed by peer")
+
+
+def test_what_another_process_of_the_run_said_first_stays(tmp_path):
+    """A process that hangs says so; here only the connection to it breaks."""
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(ConnectionError), claim(tmp_path, True):
+        fail_after((tmp_path / "status").write_text("FAILED process 1 of 2 hung\n"))
+    assert status(tmp_path) == "FAILED process 1 of 2 hung\n"
+
+
 def test_a_run_that_did_not_begin_leaves_no_folder(tmp_path):
     with pytest.raises(ConfigError), claim(tmp_path / "run", False):
         raise ConfigError("a typo")
