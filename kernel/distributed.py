@@ -7,8 +7,10 @@ loop's weighted mean over processes the gradient of W processes is that of one.
 
 from __future__ import annotations
 
+import ctypes
 import os
-from contextlib import AbstractContextManager, nullcontext
+import signal
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -26,15 +28,31 @@ if TYPE_CHECKING:
 
 def join(device: torch.device, timeout: float) -> None:
     """Join the process group that torchrun describes in the environment; alone, do nothing."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent(signal.SIGTERM)  # save and end: nobody would end what a torchrun that was killed left behind
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         backend, wait = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timedelta(seconds=timeout)
         try:
             store, number, processes = next(iter(rendezvous("env://", timeout=wait)))
-            # Processes that torchrun starts again must not find the addresses of those that were killed.
-            own = dist.distributed_c10d.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
-            dist.init_process_group(backend, store=own, rank=number, world_size=processes, timeout=wait)
+            dist.init_process_group(backend, store=meeting(store), rank=number, world_size=processes, timeout=wait)
         except (dist.DistError, ValueError) as cause:
             raise ConfigError(f"this process could not join the others: {cause}") from cause
+
+
+def meeting(store: dist.distributed_c10d.Store) -> dist.distributed_c10d.Store:
+    """Where the processes of this start find each other, and not the addresses of those that were killed before.
+
+    torchrun keeps one store over all starts, unless TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 tells it to make new ones.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return store
+    return dist.distributed_c10d.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+
+
+def end_with_parent(number: int) -> None:
+    """Let Linux send this process a signal when its parent ends, however that ends."""
+    with suppress(AttributeError):  # another system
+        ctypes.CDLL(None).prctl(1, int(number))  # PR_SET_PDEATHSIG
 
 
 def rank() -> int:

@@ -221,6 +221,7 @@ def worker_started(_: int) -> None:
     """Workers end with their parent, which may need them for one more step: Ctrl-C is for it alone, and a SIGTERM, as
     torchrun, `timeout` and schedulers send it to a whole group of processes, ends a worker only some seconds later.
     """
+    distributed.end_with_parent(signal.SIGKILL)  # torch's workers look for it too, but not while they are stuck
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.setitimer(signal.ITIMER_REAL, GRACE))  # then SIGALRM ends it
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))  # SIGUSR1 is for the parent alone too

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -135,3 +137,39 @@ def test_the_others_not_being_there_is_an_error_for_people(monkeypatch):
         monkeypatch.setitem(os.environ, key, value)
     with pytest.raises(ConfigError, match="this process could not join the others: "):
         distributed.join(torch.device("cpu"), 1)
+
+
+def test_processes_that_are_started_again_meet_elsewhere_in_the_store_of_torchrun(monkeypatch):
+    store = torch.distributed.HashStore()
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    for start in "01":
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", start)
+        assert not distributed.meeting(store).check(["address"])
+        distributed.meeting(store).set("address", "here")
+    # A store that torchrun makes for each start is the meeting: nodes may count their starts differently.
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")
+    assert distributed.meeting(store) is store
+
+
+PARENT = """
+import os, signal, sys, time
+from selfsup.kernel.distributed import end_with_parent
+child = os.fork()
+if child == 0:
+    end_with_parent(signal.SIGKILL)
+    print(os.getpid(), flush=True)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+time.sleep(1000)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux sends a signal when a parent ends")
+def test_a_child_ends_with_its_parent_however_that_ends():
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
+    child = Path(f"/proc/{int(parent.stdout.readline())}/stat")
+    parent.send_signal(signal.SIGKILL)
+    parent.communicate()
+    end = time.monotonic() + 20
+    while child.exists() and " Z " not in child.read_text():
+        assert time.monotonic() < end
+        time.sleep(0.01)
