@@ -1,0 +1,153 @@
+"""R13, R14: a process that dies, stops, fails or hangs is noticed, nothing of it stays, and the run ends the same.
+
+torchrun starts processes on one machine; one of them meets a fault at a step. It is noticed when a process other than
+the victim ends or, where the victim hangs, when it is ended. Then torchrun starts all again, and at the end weights,
+optimizer, losses and learning rates are those of a run that nothing disturbed, bit by bit.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import runs
+from launched import Trial, gone
+from result import Result
+
+TIMEOUT = 5.0  # of the collectives and data workers, or without a sign of life: what a fault's notice may take, and 5 s
+LONG = 120.0  # for the one of the two that the fault is not about
+NOTICE, LEFT = 5.0, 60.0  # the goal: noticed within the timeout and this; nothing is left after this
+AGENT = 30.0  # seconds that torchrun waits for a process that does not end
+
+
+@dataclass(frozen=True)
+class Fault:
+    name: str
+    how: str  # a signal's name, or a kind of failing_in.py
+    notice: float  # seconds within which it must be noticed
+    sets: str = ""
+    short: bool = False  # one of the short form
+
+    def bound(self) -> float:
+        return self.notice + NOTICE
+
+
+COLLECTIVES = f"train.timeout={TIMEOUT} hangs.seconds={LONG}"
+FAULTS = [
+    Fault("kill -9 of one process", "SIGKILL", TIMEOUT, COLLECTIVES),
+    Fault("an exception in one process", "raises", TIMEOUT, COLLECTIVES),
+    Fault("a process hangs in Python", "hangs", TIMEOUT, f"train.timeout={LONG} hangs.seconds={TIMEOUT}", short=True),
+    Fault("a process waits for a lock for ever", "starves", TIMEOUT, f"train.timeout={LONG} hangs.seconds={TIMEOUT}"),
+    Fault("a process hangs and holds Python's lock", "locked", TIMEOUT, COLLECTIVES),
+    Fault("SIGSTOP of one process", "SIGSTOP", TIMEOUT, COLLECTIVES),
+]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one trial went; `why` is empty where it went as promised."""
+
+    why: str
+    noticed: float = 0.0
+    recovered: float = 0.0
+    left: int = 0
+
+
+def measure(work: Path, full: bool) -> Iterator[Result]:
+    processes, times = (4, 4) if full else (2, 1)
+    with Trial(work / "whole") as whole:
+        whole.launch(processes).finish()
+    for fault in FAULTS:
+        if full or fault.short:
+            stock = stock_restarts(work / "stock", processes, times) if fault.how == "SIGKILL" else ""
+            tried = [trial(work / f"{fault.how}-{n}", fault, processes, n, whole.folder) for n in range(times)]
+            yield told(fault, tried, stock)
+    if full:
+        yield slow(work / "slow", processes, whole.folder)
+        yield clean(work / "clean", processes, 100)
+
+
+def trial(folder: Path, fault: Fault, processes: int, number: int, whole: Path) -> Outcome:
+    victim = number % processes
+    sent = fault.how.startswith("SIG")
+    with Trial(folder, sets=fault.sets) as at:
+        injected = () if sent else (fault.how, str(victim), "10")
+        job = at.launch(processes, "--max-restarts=1", fault=injected)
+        at.wait_for_steps(9, job)
+        first = at.ranks()
+        if sent:
+            os.kill(first[victim], signal.Signals[fault.how])
+        else:
+            at.wait((folder / f".injected-{fault.how}").exists, 60)
+        others = [pid for rank, pid in first.items() if rank != victim or fault.how in ("hangs", "starves")]
+        noticed = at.wait(lambda: any(map(gone, others)), fault.bound() + AGENT)
+        again = at.wait(partial(started_again, at, first), LEFT + AGENT)
+        code = job.wait()
+        left = at.left_after(LEFT)
+        if code or noticed is None or again is None:
+            return Outcome(f"exit code {code}: {job.said()[-2000:]}")
+        if noticed > fault.bound():
+            return Outcome(f"noticed after {noticed:.1f} s", noticed)
+        why = f"{left} is left" if left else runs.difference(folder, whole) or ""
+        if at.status() != "DONE":
+            why = f"the status is {at.status()}"
+        return Outcome(why, noticed, noticed + again, len(left))
+
+
+def started_again(at: Trial, first: dict[int, int]) -> bool:
+    """Whether all are there anew, and have done a step."""
+    now = at.ranks()
+    if len(now) < len(first) or set(now.values()) & set(first.values()):
+        return at.status() == "DONE"
+    return runs.steps_done(at.folder) > 10
+
+
+def told(fault: Fault, tried: list[Outcome], stock: str = "") -> Result:
+    good = [outcome for outcome in tried if not outcome.why]
+    figure = f"left behind: {sum(outcome.left for outcome in tried)}"
+    if good:
+        noticed, recovered = ([getattr(o, name) for o in good] for name in ("noticed", "recovered"))
+        figure = (
+            f"noticed within {max(noticed):.1f} s (bound {fault.bound():.0f} s), training again after "
+            f"{statistics.median(recovered):.1f} s, same digest {len(good)}/{len(tried)}, {figure}"
+        )
+    reasons = "; ".join(outcome.why for outcome in tried if outcome.why)
+    return Result("R13", fault.name, len(tried), len(good), f"{figure}{f': {reasons}' if reasons else ''}", stock)
+
+
+def stock_restarts(folder: Path, processes: int, times: int) -> str:
+    """The same kills where processes meet in torchrun's store as plain torch lets them."""
+    recovered = 0
+    for number in range(times):
+        with Trial(folder / str(number), sets=f"train.timeout={TIMEOUT}") as at:
+            job = at.launch(processes, "--max-restarts=1", fault=("stock", "0", "0"))
+            at.wait_for_steps(9, job)
+            os.kill(at.ranks()[number % processes], signal.SIGKILL)
+            recovered += job.wait() == 0
+    return f"plain init_process_group under torchrun: {recovered}/{times} recovered"
+
+
+def slow(folder: Path, processes: int, whole: Path) -> Result:
+    """No fault, but one process takes twenty times as long: it is not ended, and nothing differs."""
+    with Trial(folder, sets=f"train.timeout={TIMEOUT} hangs.seconds={TIMEOUT}") as at:
+        job = at.launch(processes, fault=("slow", str(processes - 1), "5"))
+        code, left = job.wait(), at.left_after(LEFT)
+        same = code == 0 and not left and runs.difference(folder, whole) is None
+    figure = "not ended, same digest" if same else f"exit code {code}: {job.said()[-1000:]}"
+    return Result("R13", "one process is 20 times slower", 1, int(same), figure)
+
+
+def clean(folder: Path, processes: int, times: int) -> Result:
+    """Runs of a few steps that nothing disturbs."""
+    codes = []
+    for number in range(times):
+        with Trial(folder / str(number), steps=3) as at:
+            codes.append(at.launch(processes).wait())
+            codes[-1] = codes[-1] or 1000 * (at.status() != "DONE" or bool(at.left_after(LEFT)))
+    good = codes.count(0)
+    return Result("R14", f"none: {processes} processes end", times, good, f"exit code 0 in {good}/{times}")
