@@ -4,8 +4,8 @@
 
 A GOAL is the name of a file goal_NAME.py beside this one, or a goal that its first line names: damage, or R6. Without
 one all are measured. Each file has a function `measure(work, full)` that injects real faults below the folder `work`
-and gives a Result for each kind of them, as a list or one after the other. The exit code is 0 only if every fault was
-survived and every goal measured.
+and gives a Result for each kind of them, as a list or one after the other; one without a fault says why it was
+skipped. The exit code is 0 only if every fault was survived, and no goal failed to be measured.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parents[1] / "benchmarks" / "results"
 sys.path.insert(0, str(HERE))
 
-from result import Result  # noqa: E402 - found beside this file
+import runs  # noqa: E402 - found beside this file
+from result import Result  # noqa: E402
 
 HEAD = ("goal", "fault", "injected", "survived", "figure", "stock")
 
@@ -42,12 +43,13 @@ class Report:
     command: str
     began: float = field(default_factory=time.monotonic)
     results: list[Result] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)  # which goal has no figure, and why
+    failed: list[str] = field(default_factory=list)  # which goal could not be measured, and why
+    skipped: list[str] = field(default_factory=list)  # what this machine does not allow
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def survived(self) -> bool:
-        return bool(self.results) and not self.missing and all(r.survived == r.injected for r in self.results)
+        return bool(self.results) and not self.failed and all(r.survived == r.injected for r in self.results)
 
     def text(self) -> str:
         """The page, as markdown."""
@@ -67,9 +69,8 @@ class Report:
             "",
             f"Durations: {took or 'none'}.",
             "",
-            "Not measured: nothing." if not self.missing else "Not measured:",
-            *([""] if self.missing else []),
-            *(f"- {reason}" for reason in self.missing),
+            *listed("Not measured", self.failed),
+            *listed("Skipped", self.skipped),
         ]
         return "\n".join(lines).rstrip() + "\n"
 
@@ -83,7 +84,7 @@ def main(words: Sequence[str]) -> int:
             run(goal, report, full=not asked.short, minutes=asked.minutes)
             write(path, report)
     except KeyboardInterrupt:
-        report.missing.append("interrupted by Ctrl-C: what came after is not measured")
+        report.failed.append("interrupted by Ctrl-C: what came after is not measured")
         print("interrupted", file=sys.stderr)
     write(path, report)
     show(report, path)
@@ -126,6 +127,10 @@ def run(path: Path, report: Report, *, full: bool, minutes: float) -> None:
     began = time.monotonic()
     try:
         for result in measured(path, full, minutes):
+            if not result.injected:
+                report.skipped.append(f"{result.goal} {result.fault}: {result.figure}")
+                print(f"{result.goal:<4} {result.fault}: {result.figure}", flush=True)
+                continue
             report.results.append(result)
             mark = "survived" if result.survived == result.injected else "NOT SURVIVED"
             stock = f"; stock: {result.stock}" if result.stock else ""
@@ -136,7 +141,7 @@ def run(path: Path, report: Report, *, full: bool, minutes: float) -> None:
     except BaseException as error:  # torch's CheckpointException is no Exception
         traceback.print_exc()
         reason = str(error).strip().replace("\n", " ")[:300]
-        report.missing.append(f"{path.stem}: {type(error).__name__}: {reason}")
+        report.failed.append(f"{path.stem}: {type(error).__name__}: {reason}")
         print(f"---- {path.stem} could not be measured: {type(error).__name__}: {reason}", flush=True)
     report.seconds[path.stem.removeprefix("goal_")] = time.monotonic() - began
 
@@ -145,7 +150,10 @@ def measured(path: Path, full: bool, minutes: float) -> Iterator[Result]:
     module = importlib.import_module(path.stem)
     takes = inspect.signature(module.measure).parameters
     with tempfile.TemporaryDirectory(prefix=f"{path.stem}-", ignore_cleanup_errors=True) as work:
-        yield from module.measure(Path(work), full, **({"minutes": minutes} if "minutes" in takes else {}))
+        try:
+            yield from module.measure(Path(work), full, **({"minutes": minutes} if "minutes" in takes else {}))
+        finally:
+            runs.end_all()
 
 
 def write(path: Path, report: Report) -> None:
@@ -164,8 +172,12 @@ def show(report: Report, path: Path) -> None:
         table.add_row(*(str(getattr(result, name)) for name in HEAD), style=style)
     console = Console()
     console.print(table)
-    for reason in report.missing:
+    for reason in [*report.failed, *report.skipped]:
         console.print(f"not measured: {reason}", markup=False)
+
+
+def listed(what: str, reasons: Sequence[str]) -> list[str]:
+    return [f"{what}:", "", *(f"- {reason}" for reason in reasons), ""] if reasons else [f"{what}: nothing.", ""]
 
 
 def row(cells: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -36,10 +36,13 @@ class Hung(Exception):
 class Job:
     """A process with all that it starts, and what it says in a file."""
 
+    started: ClassVar[list[Job]] = []
+
     def __init__(self, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         self.log = log
         self.began = time.time()
+        self.started.append(self)
         with log.open("wb") as file:
             self.process = subprocess.Popen(
                 command,
@@ -69,6 +72,12 @@ class Job:
             self.kill()
             raise Hung(f"it was still running after {timeout:.0f} s:\n{self.said()[-2000:]}") from None
 
+    def ends_within(self, seconds: float) -> bool:
+        """Whether it ends in this time."""
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(seconds)
+        return not self.running
+
     def finish(self, code: int = 0, timeout: float = PATIENCE) -> str:
         """What it said, once it ended with this code."""
         if (found := self.wait(timeout)) != code:
@@ -81,6 +90,14 @@ class Job:
             send(pid, number)
         if number == signal.SIGKILL:
             self.process.wait(60)
+
+
+def end_all() -> None:
+    """Kill what was started and still runs."""
+    for job in Job.started:
+        if job.running:
+            job.kill()
+    Job.started.clear()
 
 
 def family(pid: int) -> list[int]:
@@ -102,25 +119,41 @@ def send(pid: int, number: int = signal.SIGKILL) -> None:
         os.kill(pid, number)
 
 
-def train(folder: Path, *more: str, steps: int = 8, sets: str = SMALL, start: Sequence[str] = CLI, **how: Any) -> Job:
+def train(
+    folder: Path,
+    *more: str,
+    steps: int = 8,
+    sets: str = SMALL,
+    plugin: str = "bert",
+    start: Sequence[str] = CLI,
+    environment: Mapping[str, str] | None = None,
+) -> Job:
     """The one command of a run, which is also the command that goes on with it."""
-    return Job([sys.executable, *start, *words(folder, *more, steps=steps, sets=sets)], log_of(folder), **how)
+    command = [sys.executable, *start, *words(folder, *more, steps=steps, sets=sets, plugin=plugin)]
+    return Job(command, log_of(folder), environment)
 
 
 def torchrun(
-    folder: Path, processes: int, *more: str, steps: int = 8, sets: str = SMALL, restarts: int = 0, **how: Any
+    folder: Path,
+    processes: int,
+    *more: str,
+    steps: int = 8,
+    sets: str = SMALL,
+    plugin: str = "bert",
+    restarts: int = 0,
+    environment: Mapping[str, str] | None = None,
 ) -> Job:
     """The same command under torchrun."""
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     start = [sys.executable, *launch, f"--max-restarts={restarts}", *CLI]
-    return Job([*start, *words(folder, *more, steps=steps, sets=sets)], log_of(folder), **how)
+    return Job([*start, *words(folder, *more, steps=steps, sets=sets, plugin=plugin)], log_of(folder), environment)
 
 
-def words(folder: Path, *more: str, steps: int, sets: str) -> list[str]:
+def words(folder: Path, *more: str, steps: int, sets: str, plugin: str = "bert") -> list[str]:
     """Of the command; the data are few, so that a process takes its first step soon."""
     chosen = [word for option in sets.split() for word in ("--set", option)]
     data = [] if "--data" in more else ["--data", str(texts(folder.parent / "texts"))]
-    own = ["--plugin", "bert", "--preset", "tiny", "--resume", *data, *chosen, "--steps", str(steps)]
+    own = ["--plugin", plugin, "--preset", "tiny", "--resume", *data, *chosen, "--steps", str(steps)]
     return ["train", *own, "--out", str(folder), *more]
 
 
@@ -236,17 +269,20 @@ def difference(ours: Path, theirs: Path) -> str | None:
     return None if logs[0] == logs[1] else "steps, losses or learning rates in metrics.jsonl"
 
 
-# A service of a distribution that nobody installed: it lies on PYTHONPATH, and writes which samples each step saw.
+# A service of a distribution that nobody installed: it lies on PYTHONPATH, and writes which samples each step saw. It
+# also stops the run after the step that FAULTS_STOP_AT names, as a signal would.
 IDS = """
-import json, os
+import contextlib, json, os
 from selfsup.kernel.hookspecs import hookimpl
 
 class Ids:
     @hookimpl
     def step_finished(self, run, report):
         row = {"step": report.step.number, "ids": report.ids.tolist()}
-        with open(run.folder / f"ids-{os.environ.get('RANK', '0')}.jsonl", "a") as file:
+        with contextlib.suppress(OSError), open(run.folder / f"ids-{os.environ.get('RANK', '0')}.jsonl", "a") as file:
             file.write(json.dumps(row) + chr(10))
+        if run.done == int(os.environ.get("FAULTS_STOP_AT", "0")):
+            run.stop("the end of a segment")
 """
 
 

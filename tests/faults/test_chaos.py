@@ -84,3 +84,10 @@ def test_after_ctrl_c_the_file_holds_what_was_measured(goals, tmp_path):
     assert "| R1 |" in text
     assert "| R12 |" not in text
     assert "interrupted by Ctrl-C" in text
+
+
+def test_what_a_machine_does_not_allow_is_skipped_and_named(goals, tmp_path):
+    goals("fake_root", 5, then="yield Result('R5', 'a full disk', 0, 0, 'skipped: only root may')")
+    code, text = ran(tmp_path)
+    assert code == 0
+    assert "- R5 a full disk: skipped: only root may" in text
