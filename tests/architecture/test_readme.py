@@ -33,6 +33,7 @@ def test_every_documented_option_exists():
     from selfsup.cli.train import train
 
     known = {"--nproc-per-node", "--standalone", "--no-python", "--nnodes", "--rdzv-backend", "--rdzv-endpoint"}
+    known |= {"--max-restarts"}
     commands = [train, *evaluate.commands.values()]
     known |= {word for command in commands for parameter in command.params for word in parameter.opts}
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:

@@ -33,28 +33,26 @@ KEEP = ("--set", "checkpoints.keep=9")
 
 def measure(work: Path, full: bool) -> Iterator[Result]:
     runs.train(work / "whole", *KEEP, steps=STEPS).finish()
-    places = PLACES if full else PLACES[4:5]
     if why := disks.missing():
         yield Result("R5", "a full disk", 0, 0, f"skipped: {why}")
     else:
-        with disks.small(work / "disk", 16) as disk:
-            trial = Trial(work / "whole", disk / "run")
-            size = trial.size
-            for place in places:
-                trial.fault(disks.full(disk, SLACK + int(place * size)))
-            yield trial.end("the disk is full before a checkpoint is written", speaks=True)
-        with disks.small(work / "disk", 16) as disk:
-            trial = Trial(work / "whole", disk / "run")
-            for place in places:
-                trial.fault(disks.full(disk, SLACK + int(place * size)), start=[LAUNCHER])
-            yield trial.end("the disk fills up while a checkpoint is written")
-        if full:
-            yield from rare(work)
+        yield from filled(work, PLACES if full else PLACES[4:5], ["before", "while"] if full else ["while"])
+        yield from rare(work) if full else ()
     trial = Trial(work / "whole", work / "limited")
     largest = max(path.stat().st_size for path in trial.files)
-    for place in places:
+    for place in PLACES if full else PLACES[4:5]:
         trial.fault(limit=int(place * largest))
     yield trial.end("a file may not grow any further, at ten places", usual_limits(work / "stock") if full else "")
+
+
+def filled(work: Path, places: Sequence[float], times: Sequence[str]) -> Iterator[Result]:
+    for time in times:
+        with disks.small(work / "disk", 16) as disk:
+            trial = Trial(work / "whole", disk / "run")
+            for place in places:
+                free = SLACK + int(place * trial.size)
+                trial.fault(disks.full(disk, free), start=[LAUNCHER] if time == "while" else runs.CLI)
+            yield trial.end(f"the disk is full {time} a checkpoint is written", speaks=time == "before")
 
 
 def rare(work: Path) -> Iterator[Result]:

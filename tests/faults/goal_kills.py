@@ -27,7 +27,7 @@ from result import Result
 
 LAUNCHER = str(Path(killed_at.__file__))
 CHAINS, KILLS, STEPS = 4, 5, 24  # of each moment: 20 kills
-SOME = ["before the model is made", "between its tensors", "after its rename", "before a checkpoint is loaded"]
+SOME = ["after the optimizer", "between its tensors", "before a checkpoint is loaded"]
 
 
 @dataclass

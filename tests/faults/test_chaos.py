@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import chaos
@@ -91,3 +92,24 @@ def test_what_a_machine_does_not_allow_is_skipped_and_named(goals, tmp_path):
     code, text = ran(tmp_path)
     assert code == 0
     assert "- R5 a full disk: skipped: only root may" in text
+
+
+PAGE = chaos.HERE.parents[1] / "docs" / "faults.md"
+CONTRACT = """
+A run that is killed at any instant and restarted with the same command continues from the newest checkpoint whose
+digests verify, and, at the same world size and device type, ends with bitwise identical weights, optimizer state,
+learning rate and sample order. No input file and no checkpoint can execute code. Whatever is skipped is counted
+and named.
+"""
+
+
+def test_the_contract_is_on_the_page_word_for_word():
+    text = " ".join(PAGE.read_text("utf-8").replace("\n> ", " ").split())
+    assert text.startswith(f"# Runs that survive {' '.join(CONTRACT.split())} ## ")
+
+
+def test_every_goal_on_the_page_is_measured_by_the_file_it_names():
+    rows = re.findall(r"^\| (R\d+) \|.*\[(goal_\w+\.py)\]", PAGE.read_text("utf-8"), re.M)
+    assert len(rows) > 4
+    for goal, name in rows:
+        assert int(goal[1:]) in chaos.numbers(chaos.HERE / name), (goal, name)

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import re
 import shutil
+from pathlib import Path
 
 import goal_damage
 import pytest
-import runs
-from goal_damage import measure
 
 
-def test_all_damage_is_found(tmp_path):
-    results = measure(tmp_path, full=False)
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """(The results, the run that was damaged, which is whole again.)"""
+    work = tmp_path_factory.mktemp("damage")
+    return goal_damage.measure(work, full=False), work / "run"
+
+
+@pytest.fixture
+def bench(measured, tmp_path):
+    shutil.copytree(measured[1], tmp_path / "run", ignore=shutil.ignore_patterns("whole"))
+    return goal_damage.Bench(tmp_path / "run" / "checkpoints")
+
+
+def test_all_damage_is_found(measured):
+    results, _ = measured
     assert len(results) == 7
     for result in results:
         assert result.survived == result.injected > 0, result
@@ -22,22 +34,10 @@ def test_all_damage_is_found(tmp_path):
     assert min(usual) > 30
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("damage") / "run"
-    runs.train(folder, steps=4).finish()
-    return folder
-
-
-@pytest.fixture
-def bench(run, tmp_path):
-    return goal_damage.Bench(shutil.copytree(run, tmp_path / "run") / "checkpoints")
-
-
 def test_damage_that_is_not_found_is_counted_as_not_survived(bench):
     assert bench.try_all("nothing", [(path, lambda _: None) for path in bench.files()]).survived == 0
 
 
 def test_a_checkpoint_before_that_is_lost_too_is_counted_as_not_survived(bench):
     shutil.rmtree(bench.before)
-    assert bench.try_all("deleted", [(path, type(path).unlink) for path in bench.files()]).survived == 0
+    assert bench.try_all("deleted", [(path, Path.unlink) for path in bench.files()]).survived == 0
