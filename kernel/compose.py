@@ -167,8 +167,8 @@ def start(
     kinds = modalities(plugins, settings)
     notes: list[str] = []
     kept = _newest(folder, notes) if resume and folder else None
-    given = state.load(newest_checkpoint(weights_from)) if weights_from else kept
-    _recall(kinds, given)
+    given = state.load(newest_checkpoint(weights_from)) if weights_from else None
+    _recall(kinds, given[1] if given else state.facts(kept) if kept else {})
     source = open_source(plugins, settings, kinds, settings.get("data", {}).get("paths", []))
     source = rows(settings, kinds, source, folder)
     objective = build(plugins, settings, kinds).to(device).train()
@@ -187,9 +187,6 @@ def start(
     plugins.hook.run_composed(run=run)
     if kept:
         _resume(run, kept)
-    steps = distributed.gather(torch.tensor([run.first])).tolist()
-    if len(set(steps)) > 1:
-        raise StateError(f"the processes found checkpoints of steps {steps} below {folder}, which all must share")
     if run.first == 0:
         batches = (to_device(batch, device) for batch in loader.whole(total))
         with torch.no_grad():
@@ -222,31 +219,37 @@ def _loader(settings: Settings, source: Any, kinds: dict[str, Modality], objecti
     return loader
 
 
-def _newest(folder: Path, notes: list[str]) -> Kept | None:
-    """The newest checkpoint that verifies, if there is any; notes say which, and what is damaged."""
-    found, damaged = state.newest(folder / "checkpoints")
-    if found is None and damaged:
+def _newest(folder: Path, notes: list[str]) -> Path | None:
+    """The newest checkpoint that verifies, if there is any, as the first process finds it.
+
+    Notes say which, and what is damaged.
+    """
+    found, damaged = state.newest(folder / "checkpoints") if distributed.rank() == 0 else (None, [])
+    name, *damaged = json.loads(distributed.alike(json.dumps([found.name if found else None, *damaged])))
+    if name is None and damaged:
         raise StateError(f"no checkpoint below {folder} can be used, and none was changed; {'; '.join(damaged)}")
-    notes += damaged if found else [f"there is no checkpoint below {folder} yet; the run starts from its beginning"]
-    return state.load(found) if found else None
+    notes += damaged if name else [f"there is no checkpoint below {folder} yet; the run starts from its beginning"]
+    if name and not (found := folder / "checkpoints" / name).exists():
+        raise StateError(f"the first process found {found}, which is not here: all processes must share {folder}")
+    return found
 
 
-def _recall(kinds: Mapping[str, Modality], kept: Kept | None) -> None:
+def _recall(kinds: Mapping[str, Modality], facts: Mapping[str, Any]) -> None:
     """Give the modalities back what they had learned."""
     for tower, modality in kinds.items():
-        if kept and (files := kept[1].get("modality", {}).get(tower)):
+        if files := facts.get("modality", {}).get(tower):
             modality.load(files)
 
 
-def _resume(run: Run, kept: Kept) -> None:
+def _resume(run: Run, kept: Path) -> None:
     """Go on from a checkpoint; refuse settings that would make it another run."""
-    tensors, facts = kept
-    for name, old, new in _differences(facts["settings"], json.loads(json.dumps(run.config)), run.plugins):
+    settings = state.facts(kept)["settings"]
+    for name, old, new in _differences(settings, json.loads(json.dumps(run.config)), run.plugins):
         raise ConfigError(
             f"{name} was {old!r} when this run began and is {new!r} now, which would make it another run; "
             f"leave it as it was, or begin anew with --from {run.folder} and another --out"
         )
-    run.restore(tensors, facts)
+    run.restore(kept)
     run.notes.append(f"resumed at step {run.first} of {run.total}")
 
 
@@ -303,7 +306,7 @@ def restore(
     kept = state.load(newest_checkpoint(folder))
     settings = resolve(plugins, read_toml(folder / "run.toml"))
     kinds = modalities(plugins, settings)
-    _recall(kinds, kept)
+    _recall(kinds, kept[1])
     objective = build(plugins, settings, kinds)
     step = 0 if initial else load_weights(objective, kept, folder)
     return objective.to(pick_device(device)).eval(), settings, step

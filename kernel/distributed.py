@@ -18,7 +18,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .errors import ConfigError
 
@@ -104,13 +103,6 @@ def gather(x: Tensor) -> Tensor:
     if world() == 1:
         return x
     return _Gather.apply(x)  # type: ignore[no-untyped-call, no-any-return]
-
-
-def split_like(x: Tensor, like: Tensor) -> Tensor:
-    """This process's shard of x, whole on every process, if `like` is sharded and of the shape of x; otherwise x."""
-    if isinstance(like, DTensor) and x.shape == like.shape:
-        return distribute_tensor(x.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
-    return x
 
 
 class _Gather(torch.autograd.Function):

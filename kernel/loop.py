@@ -25,8 +25,7 @@ from .errors import DataError, StateError, allow_bad, most_bad
 from .loader import SIGNALS, Loader, to_device
 from .precision import autocast
 from .random import key_of
-
-WHOLE = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True)
+from .saving import Saver
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,7 @@ class Run:
         self.skipped: dict[int, str] = {}  # index -> reason
         self.notes: list[str] = []  # what people should be told when the run starts
         self.reason: str | None = None  # why to stop early
+        self.saver: Saver | None = None
         trained = [(n, p) for n, p in objective.named_parameters() if p.requires_grad]
         self.parameter_names, self.parameters = [n for n, _ in trained], [p for _, p in trained]
 
@@ -101,38 +101,45 @@ class Run:
         """Tell the services what one of them measured; on the first process."""
         self.hook.measured(run=self, values=values)
 
-    def save(self) -> Path | None:
-        """Write a checkpoint of the state after the steps done so far; all processes call this together."""
+    def save(self, wait: bool = True) -> Path | None:
+        """Write a checkpoint of the state after the steps done so far; all processes call this together.
+
+        Unless told to wait it goes on beside training, and `saved` commits it.
+        """
         if self.folder is None or self.done == 0:
             return None
-        model = dcp.get_model_state_dict(self.objective, options=WHOLE)
-        optimizer: Any = dcp.get_optimizer_state_dict(self.objective, self.optimizer, options=WHOLE)
-        written, failure = None, None
-        if distributed.rank() == 0:  # the others got nothing
-            moments = {f"{name}:{key}": t for name, own in optimizer["state"].items() for key, t in own.items()}
-            tensors = {"model": model, "optimizer": moments}
-            facts = {"settings": self.config, "optimizer": optimizer["param_groups"], "skipped": self.skipped}
-            facts["modality"] = {tower: dict(kind.files()) for tower, kind in self.loader.reader.modalities.items()}
-            try:
-                written = state.save(self.folder / "checkpoints", self.done, tensors, facts)
-            except StateError as cause:
-                failure = cause
-        if distributed.anyone(failure is not None):
-            raise failure or StateError("the first process could not write the checkpoint")
-        if written:
+        self.saved(wait=True)
+        optimizer: Any = dcp.get_optimizer_state_dict(self.objective, self.optimizer)
+        moments = {f"{name}:{key}": t for name, own in optimizer["state"].items() for key, t in own.items()}
+        tensors = {"model": dcp.get_model_state_dict(self.objective), "optimizer": moments}
+        facts = {"settings": self.config, "optimizer": optimizer["param_groups"], "skipped": self.skipped}
+        facts["modality"] = {tower: dict(kind.files()) for tower, kind in self.loader.reader.modalities.items()}
+        self.saver = self.saver or Saver(self.folder / "checkpoints")
+        self.saver.begin(self.done, tensors, facts, self.parameter_names)
+        return self.saved(wait=True) if wait else None
+
+    def saved(self, wait: bool = False) -> Path | None:
+        """Commit the checkpoint that is being written, if all have written it; all processes call this together."""
+        written = self.saver.commit(wait) if self.saver else None
+        if written and distributed.rank() == 0:
             self.hook.checkpoint_saved(run=self, folder=written)
         return written
 
-    def restore(self, tensors: Mapping[str, Mapping[str, Any]], facts: Mapping[str, Any]) -> None:
-        """Go on from what a checkpoint holds."""
-        dcp.set_model_state_dict(self.objective, dict(tensors["model"]), options=WHOLE)
+    def restore(self, folder: Path) -> None:
+        """Go on from a checkpoint that verifies; each process reads what it holds, however it was split before."""
+        model = dcp.get_model_state_dict(self.objective)
         # Not set_optimizer_state_dict: it refuses parameters that had no gradient yet, and optimizers without state.
         parameters = dict(self.objective.named_parameters(remove_duplicate=False))
         numbers = {p: n for n, p in enumerate(p for group in self.optimizer.param_groups for p in group["params"])}
         kept: dict[int, dict[str, Any]] = {}
-        for key, tensor in tensors["optimizer"].items():
+        moments = {}
+        for key, (size, dtype) in state.contents(folder).get("optimizer", {}).items():
             name, _, moment = key.rpartition(":")
-            kept.setdefault(numbers[parameters[name]], {})[moment] = distributed.split_like(tensor, parameters[name])
+            own = parameters[name]
+            moments[key] = torch.empty_like(own, dtype=dtype) if own.shape == size else torch.empty(size, dtype=dtype)
+            kept.setdefault(numbers[own], {})[moment] = moments[key].detach()
+        state.read(folder, {**model, **moments})
+        facts = state.facts(folder)
         packed = zip(facts["optimizer"], self.optimizer.state_dict()["param_groups"], strict=True)
         groups = [{**saved, "params": own["params"]} for saved, own in packed]
         self.optimizer.load_state_dict({"state": dict(sorted(kept.items())), "param_groups": groups})

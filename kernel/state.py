@@ -1,4 +1,4 @@
-"""What a checkpoint holds, and its safe, verified form on disk (law 7).
+"""What a checkpoint holds, and how it is verified and read (law 7); `saving.py` writes it.
 
     checkpoints/step-00000100/
         model.safetensors       every parameter and buffer of the objective
@@ -6,23 +6,23 @@
         state.json              the rest: step, settings, the optimizer's numbers, what was skipped
         manifest.json           size and xxh3-128 of each file, versions, and its own digest
 
-A checkpoint is written under a temporary name, flushed to the disk and renamed, so it is there whole
-or not at all; it is verified before any tensor of it is used. No pickle is written or read.
+What FSDP2 splits over processes lies in files of theirs, model-00002-of-00004.safetensors, in the form that
+torch.distributed.checkpoint gives safetensors; its reader fills tensors that are whole or split in any other way.
+A checkpoint is verified before any tensor of it is used. No pickle is written or read.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed.checkpoint as dcp
 import xxhash
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .errors import StateError
@@ -30,47 +30,42 @@ from .errors import StateError
 SCHEMA = 1
 MANIFEST, STATE = "manifest.json", "state.json"
 
-Tensors = Mapping[str, Mapping[str, Any]]
-
-
-def save(root: Path, step: int, tensors: Tensors, facts: Mapping[str, Any]) -> Path:
-    """Write the checkpoint of a step below `root` and return its folder.
-
-    Raises StateError, with the last good checkpoint untouched, when it cannot be written.
-    """
-    final = root / f"step-{step:08d}"
-    work = root / f".{final.name}.{os.getpid()}"
-    needed = sum(t.nbytes for group in tensors.values() for t in group.values()) + (1 << 20)
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        _sync(root.parent)
-        if (free := shutil.disk_usage(root).free) < needed:
-            raise OSError(f"it needs {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are free")
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
-        _write(work, tensors, {"step": step, **facts})
-        old = work.with_name(f"{work.name}.old")
-        if final.exists():  # damaged, or written by a run that was killed just after; half deleted it would be damaged
-            final.rename(old)
-        work.rename(final)
-        _sync(root)
-        shutil.rmtree(old, ignore_errors=True)
-    except (OSError, SafetensorError) as cause:
-        shutil.rmtree(work, ignore_errors=True)
-        kept = next(iter(folders(root)), None)
-        rest = f"the newest on disk is {kept}" if kept else "there is none on disk yet"
-        raise StateError(f"the checkpoint of step {step} could not be written below {root}: {cause}; {rest}") from cause
-    if damage := verify(final):
-        raise StateError(f"the checkpoint {final} does not read back as it was written: {damage}")
-    return final
-
 
 def load(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """Tensors and facts of a checkpoint; StateError if it does not verify."""
+    """Tensors, whole and on the CPU, and facts of a checkpoint; StateError if it does not verify."""
     if damage := verify(folder):
         raise StateError(f"the checkpoint {folder} is damaged: {damage}")
-    tensors = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
-    return tensors, json.loads((folder / STATE).read_text("utf-8"))
+    tensors = {
+        group: {name: torch.empty(size, dtype=dtype) for name, (size, dtype) in listed.items()}
+        for group, listed in contents(folder).items()
+    }
+    read(folder, {name: tensor for group in tensors.values() for name, tensor in group.items()})
+    return tensors, facts(folder)
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    """What state.json holds."""
+    known: dict[str, Any] = json.loads((folder / STATE).read_text("utf-8"))
+    return known
+
+
+def contents(folder: Path) -> dict[str, dict[str, tuple[torch.Size, torch.dtype]]]:
+    """The (size, dtype) of each tensor as a whole, by "model" or "optimizer" and its name."""
+    known: Any = dcp.HuggingFaceStorageReader(str(folder)).read_metadata()
+    found: dict[str, dict[str, tuple[torch.Size, torch.dtype]]] = {"model": {}}
+    for index, info in sorted(known.storage_data.items(), key=lambda pair: pair[0].fqn):
+        group = Path(info.relative_path).name.partition(".")[0].partition("-")[0]
+        tensor = known.state_dict_metadata[index.fqn]
+        found.setdefault(group, {})[index.fqn] = (tensor.size, tensor.properties.dtype)
+    return found
+
+
+def read(folder: Path, into: Mapping[str, Tensor]) -> None:
+    """Fill tensors from a checkpoint, by name; of one that is split over processes each reads its own part."""
+    with warnings.catch_warnings():
+        # Each process reads alone and has no need to plan with others; torch warns that it does so.
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        dcp.load(dict(into), storage_reader=dcp.HuggingFaceStorageReader(str(folder)), no_dist=True)
 
 
 def newest(root: Path) -> tuple[Path | None, list[str]]:
@@ -88,15 +83,17 @@ def verify(folder: Path) -> str | None:
     """What is wrong with a checkpoint; None if nothing is."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
-        if manifest.pop("digest") != _digest_of(manifest):
+        if manifest.pop("digest") != digest_of(manifest):
             return f"{MANIFEST} does not match its own digest"
         if manifest["schema"] != SCHEMA:
             return f"it has schema {manifest['schema']}, this version reads {SCHEMA}"
         for name, fact in manifest["files"].items():
             if (size := (folder / name).stat().st_size) != fact["size"]:
                 return f"{name} has {size} bytes instead of {fact['size']}"
-            if _digest(folder / name) != fact["xxh3_128"]:
+            if digest(folder / name) != fact["xxh3_128"]:
                 return f"{name} does not match its digest"
+        if strangers := {path.name for path in folder.glob("*.safetensors")} - set(manifest["files"]):
+            return f"{min(strangers)} does not belong to it"
     except FileNotFoundError as cause:
         return f"{Path(cause.filename).name} is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as cause:
@@ -110,57 +107,24 @@ def folders(root: Path) -> list[Path]:
 
 
 def retain(root: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints that verify, damaged ones older than those, and leftovers."""
+    """Delete all but the newest `keep` checkpoints that verify, and damaged ones older than those."""
     good = 0
     for folder in folders(root):
         if good >= keep:
             shutil.rmtree(folder, ignore_errors=True)
         elif verify(folder) is None:
             good += 1
-    for leftover in root.glob(".step-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _write(work: Path, tensors: Tensors, facts: Mapping[str, Any]) -> None:
-    for name, group in tensors.items():
-        save_file(_unshared(group), work / f"{name}.safetensors")
-    (work / STATE).write_text(json.dumps(facts), "utf-8")
-    files = {p.name: {"size": p.stat().st_size, "xxh3_128": _digest(p)} for p in sorted(work.iterdir())}
-    manifest = {"schema": SCHEMA, "step": facts["step"], "torch": torch.__version__, "files": files}
-    (work / MANIFEST).write_text(json.dumps({**manifest, "digest": _digest_of(manifest)}), "utf-8")
-    for path in work.iterdir():
-        _sync(path)
-    _sync(work)
-
-
-def _unshared(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Safetensors refuses tensors that share memory (tied weights): all but the first are copied."""
-    seen: set[int] = set()
-    out = {}
-    for name, tensor in group.items():
-        tensor = tensor.detach().contiguous()
-        shared = tensor.untyped_storage().data_ptr() in seen or tensor.untyped_storage().nbytes() != tensor.nbytes
-        out[name] = tensor.clone() if shared else tensor
-        seen.add(tensor.untyped_storage().data_ptr())
-    return out
-
-
-def _sync(path: Path) -> None:
-    """Have the disk hold what was written to a file or folder."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _digest(path: Path) -> str:
-    digest = xxhash.xxh3_128()
+def digest(path: Path) -> str:
+    """The xxh3-128 of a file."""
+    found = xxhash.xxh3_128()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+            found.update(block)
+    return found.hexdigest()
 
 
-def _digest_of(manifest: Mapping[str, Any]) -> str:
+def digest_of(manifest: Mapping[str, Any]) -> str:
+    """The xxh3-128 of what a manifest says."""
     return xxhash.xxh3_128_hexdigest(json.dumps(manifest, sort_keys=True).encode())

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from torch import nn
 
 from selfsup.cli.eval import evaluate
-from selfsup.kernel import Backbone, Loss, Modality, Objective, Plugins, Signal, Stem, about, compose, state
+from selfsup.kernel import Backbone, Loss, Modality, Objective, Plugins, Signal, Stem, about, compose, saving
 from selfsup.kernel.config import to_toml
 from selfsup.kernel.errors import BadSample, DataError, StateError
 from selfsup.plugins.common import compare, judges
@@ -125,7 +125,7 @@ def save(folder, settings):
         objective.student.backbone.mix.bias.zero_()
     folder.mkdir(parents=True)
     (folder / "run.toml").write_text(to_toml(whole))
-    state.save(folder / "checkpoints", 1234, {"model": objective.state_dict()}, {"settings": whole})
+    saving.save(folder / "checkpoints", 1234, {"model": objective.state_dict()}, {"settings": whole})
     return folder
 
 

@@ -198,7 +198,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_any_work(toys):
 
 
 def test_a_full_disk_is_said_and_leaves_the_last_checkpoint(toys, monkeypatch):
-    monkeypatch.setattr("selfsup.kernel.state.save_file", _only_twice())
+    monkeypatch.setattr("selfsup.kernel.saving.save_file", _only_twice())
     _, err = toys(*TRAIN, "--set", "checkpoints.steps=5", "--out", "r", code=1)
     assert "the checkpoint of step 10 could not be written" in err
     assert weights("r")[0] == "step-00000005"
@@ -210,7 +210,7 @@ def _only_twice():
 
     calls = []
 
-    def save(tensors, path):
+    def save(tensors, path, metadata=None):
         calls.append(path)
         if len(calls) > 2:
             raise OSError(28, "No space left on device")

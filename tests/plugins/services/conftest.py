@@ -35,7 +35,10 @@ class FakeRun(SimpleNamespace):
     def stop(self, reason):
         self.reason = reason
 
-    def save(self):
+    def saved(self, wait=False):
+        pass
+
+    def save(self, wait=True):
         self.saves.append(self.done)
         folder = self.folder / "checkpoints" / f"step-{self.done:08d}"
         folder.mkdir(parents=True)

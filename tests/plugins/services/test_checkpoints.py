@@ -1,9 +1,7 @@
-"""When checkpoints are written, that all processes decide alike, and that nothing broken is saved."""
+"""When checkpoints are written, and that all processes decide alike."""
 
 import pytest
-import torch
 
-from selfsup.kernel.errors import DivergedError
 from selfsup.plugins.services import checkpoints
 from selfsup.plugins.services.checkpoints import Checkpoints
 
@@ -85,35 +83,3 @@ def test_the_newest_are_kept(fake_run, fake_report, clock, monkeypatch):
     run = fake_run(services=[service])
     go(service, run, fake_report, clock)
     assert sorted(p.name for p in (run.folder / "checkpoints").iterdir()) == ["step-00000015", "step-00000020"]
-
-
-def spoil_weight(run):
-    with torch.no_grad():
-        run.objective[0].weight[1, 1] = float("inf")
-
-
-def spoil_buffer(run):
-    run.objective[1].running_mean[0] = float("nan")
-
-
-def spoil_optimizer(run):
-    weight = run.objective[0].weight
-    run.optimizer.state[weight]["exp_avg"] = torch.full_like(weight, float("nan"))
-
-
-@pytest.mark.parametrize(
-    ("spoil", "name"),
-    [(spoil_weight, "0.weight"), (spoil_buffer, "1.running_mean"), (spoil_optimizer, "optimizer exp_avg")],
-)
-def test_a_state_that_is_not_finite_is_never_saved(fake_run, fake_report, clock, spoil, name):
-    run = fake_run()
-    spoil(run)
-    with pytest.raises(DivergedError, match=name):
-        go(Checkpoints(steps=3), run, fake_report, clock)
-    assert run.saves == []
-
-
-def test_a_buffer_may_hold_infinities_by_design(fake_run, fake_report, clock):
-    run = fake_run()
-    run.objective[1].running_var[0] = float("inf")
-    assert go(Checkpoints(), run, fake_report, clock) == [20]
