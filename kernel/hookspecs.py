@@ -65,7 +65,7 @@ def measured(run: Run, values: Mapping[str, float]) -> None:
 
 @hookspec
 def checkpoint_saved(run: Run, folder: Path) -> None:
-    """Called on the first process when a checkpoint was written and verified."""
+    """Called on the first process when a checkpoint was written by all: at the end of the step after, or later."""
 
 
 @hookspec

@@ -127,7 +127,7 @@ class Run:
 
     def restore(self, folder: Path) -> None:
         """Go on from a checkpoint that verifies; each process reads what it holds, however it was split before."""
-        model = dcp.get_model_state_dict(self.objective)
+        model: Any = dcp.get_model_state_dict(self.objective)
         # Not set_optimizer_state_dict: it refuses parameters that had no gradient yet, and optimizers without state.
         parameters = dict(self.objective.named_parameters(remove_duplicate=False))
         numbers = {p: n for n, p in enumerate(p for group in self.optimizer.param_groups for p in group["params"])}

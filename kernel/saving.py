@@ -92,7 +92,7 @@ class Saver:
     def _share(self, tensors: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Tensor, list[int] | None]]]:
         for name, tensor in tensors.items():
             if isinstance(tensor, DTensor):
-                part, begins = tensor.to_local(), list(tensor.__create_chunk_list__()[0].offsets)
+                part, begins = tensor.to_local(), _begins(tensor)
                 wanted = part.numel() > 0 or distributed.rank() == 0
             else:
                 part, begins, wanted = tensor, None, distributed.rank() == 0
@@ -180,6 +180,12 @@ def save(root: Path, step: int, tensors: Tensors, facts: Mapping[str, Any]) -> P
 
 def _parts(share: Share) -> Iterator[tuple[Tensor, list[int] | None]]:
     return (part for parts in share.values() for part in parts.values())
+
+
+def _begins(tensor: DTensor) -> list[int]:
+    """Where this process's part of a tensor begins in the whole."""
+    (chunk,) = tensor.__create_chunk_list__()  # type: ignore[no-untyped-call]
+    return list(chunk.offsets)
 
 
 def _not_finite(share: Share, trained: Collection[str]) -> list[str]:

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 import xxhash
 from torch import Tensor
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+from torch.distributed.checkpoint.state_dict_loader import load as fill
 
 from .errors import StateError
 
@@ -51,7 +52,7 @@ def facts(folder: Path) -> dict[str, Any]:
 
 def contents(folder: Path) -> dict[str, dict[str, tuple[torch.Size, torch.dtype]]]:
     """The (size, dtype) of each tensor as a whole, by "model" or "optimizer" and its name."""
-    known: Any = dcp.HuggingFaceStorageReader(str(folder)).read_metadata()
+    known: Any = HuggingFaceStorageReader(str(folder)).read_metadata()
     found: dict[str, dict[str, tuple[torch.Size, torch.dtype]]] = {"model": {}}
     for index, info in sorted(known.storage_data.items(), key=lambda pair: pair[0].fqn):
         group = Path(info.relative_path).name.partition(".")[0].partition("-")[0]
@@ -65,7 +66,7 @@ def read(folder: Path, into: Mapping[str, Tensor]) -> None:
     with warnings.catch_warnings():
         # Each process reads alone and has no need to plan with others; torch warns that it does so.
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
-        dcp.load(dict(into), storage_reader=dcp.HuggingFaceStorageReader(str(folder)), no_dist=True)
+        fill(dict(into), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
 
 
 def newest(root: Path) -> tuple[Path | None, list[str]]:

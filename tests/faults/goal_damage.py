@@ -15,7 +15,7 @@ import runs
 import stock
 from result import Result
 
-from selfsup.kernel import saving, state
+from selfsup.kernel import state
 from selfsup.kernel.errors import StateError
 
 Fault = Callable[[Path], None]

@@ -28,6 +28,11 @@ def named(name: str) -> Callable[..., bool]:
     return lambda path, *_: Path(path).name == name
 
 
+def begins(name: str) -> Callable[..., bool]:
+    """The name of the file that is the first argument begins so."""
+    return lambda path, *_: Path(path).name.startswith(name)
+
+
 def done(_: Any, status: str) -> bool:
     return status == "DONE"
 
@@ -47,7 +52,7 @@ def moments() -> dict[str, Moment]:
     import torch
 
     from selfsup.cli import outcome, run_claim
-    from selfsup.kernel import compose, loader, loop, state
+    from selfsup.kernel import compose, loader, loop, saving, state
     from selfsup.plugins.services import metrics, validation
 
     manifest = named("manifest.json")
@@ -63,15 +68,15 @@ def moments() -> dict[str, Moment]:
         "after the optimizer": Moment("after", loop, "take_step", often=True),
         "after the line of a step": Moment("after", metrics.Metrics, "_write", often=True),
         "while it is evaluated": Moment("before", validation, "score", often=True),
-        "before a checkpoint is written": Moment("before", state, "_write", often=True),
-        "between its tensors": Moment("after", state, "save_file", often=True),
+        "before a checkpoint is written": Moment("before", saving.Saver, "_write", often=True),
+        "between its tensors": Moment("after", saving, "save_file", often=True),
         "before its manifest": Moment("before", Path, "write_text", manifest, often=True),
         "after its manifest": Moment("after", Path, "write_text", manifest, often=True),
-        "before its rename": Moment("after", state, "_write", often=True),
-        "after its rename": Moment("before", state, "verify"),
-        "before a checkpoint is loaded": Moment("before", state, "load"),
+        "before its rename": Moment("before", Path, "rename", begins(".step-"), often=True),
+        "after its rename": Moment("after", Path, "rename", begins(".step-"), often=True),
+        "before a checkpoint is loaded": Moment("before", state, "read"),
         "before old ones are deleted": Moment("before", state, "retain", often=True),
-        "while old ones are deleted": Moment("after", state.shutil, "rmtree", often=True),
+        "while old ones are deleted": Moment("after", state.shutil, "rmtree", begins("step-"), often=True),
         "before the outcome is written": Moment("before", outcome, "_replace", named("outcome.json")),
         "before the end": Moment("before", run_claim.Claim, "write", done),
         "at the end": Moment("after", loop, "train"),
