@@ -23,7 +23,6 @@ from selfsup.kernel.contracts import Loss, Objective, Step
 from selfsup.kernel.discovery import Plugins
 from selfsup.kernel.errors import ConfigError, ContractError
 from selfsup.kernel.hookspecs import hookimpl
-from selfsup.kernel.loop import WHOLE
 from selfsup.plugins.services.optimizer import Optimizers
 
 NAMES = ("adamw", "sgd", "lars")
@@ -212,15 +211,15 @@ def test_a_checkpoint_brings_the_state_back_bit_for_bit(name):
     objective, service = Toy(), Optimizers(name=name, lr=0.05, warmup=0.3)
     optimizer = service.build_optimizer(objective, 1)
     train(objective, optimizer, 3, service=service)
-    saved = copy.deepcopy(get_optimizer_state_dict(objective, optimizer, options=WHOLE))
+    saved = copy.deepcopy(get_optimizer_state_dict(objective, optimizer))
     tensors, groups = saved["state"], json.loads(json.dumps(saved["param_groups"]))
     assert set(tensors) == {n for n, p in objective.named_parameters() if p.requires_grad}
 
     other = Toy()
     other.load_state_dict(objective.state_dict())
     resumed = service.build_optimizer(other, 1)
-    set_optimizer_state_dict(other, resumed, {"state": copy.deepcopy(tensors), "param_groups": groups}, options=WHOLE)
-    again = get_optimizer_state_dict(other, resumed, options=WHOLE)["state"]
+    set_optimizer_state_dict(other, resumed, {"state": copy.deepcopy(tensors), "param_groups": groups})
+    again = get_optimizer_state_dict(other, resumed)["state"]
     for parameter, moments in tensors.items():
         assert again[parameter].keys() == moments.keys()
         for moment, value in moments.items():
