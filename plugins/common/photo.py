@@ -1,6 +1,6 @@
 """Decode a photo to a small square of uint8 pixels, and say why where that cannot be done.
 
-Whatever Pillow reads becomes [C, S, S] uint8: turned upright as its EXIF says, transparency laid over
+A photo becomes [C, S, S] uint8: turned upright as its EXIF says, transparency laid over
 white, 16-bit grey brought to 8 bits, converted to RGB or grey, and squashed to a square with an antialiasing
 filter. A JPEG that is much larger than the square is decoded at a half, quarter or eighth of its size, which
 costs a fraction of the time. Of a file with several pictures the first is taken.
@@ -30,6 +30,9 @@ except ModuleNotFoundError as cause:
     ) from cause
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+# By content, whatever the name says. Pillow knows forty more, of which EPS is a program that it would have Ghostscript
+# run, and others are decoders that nobody looks after.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM")
 ORIENTATION = 0x0112  # the EXIF tag
 UPRIGHT = {  # its value -> whether rows and columns change places, and which of them then run backwards
     2: (False, (2,)),
@@ -64,7 +67,7 @@ def decode(stored: Any, side: int, channels: int, max_pixels: int) -> Photo:
     except (BadSample, MemoryError):
         raise
     except UnidentifiedImageError:
-        raise BadSample("this is no image that Pillow can read, or its first bytes are damaged") from None
+        raise BadSample(f"this is no image ({', '.join(FORMATS)}), or its first bytes are damaged") from None
     except pillow.DecompressionBombError:
         raise BadSample(f"the image has more than the {max_pixels:,} pixels that modality.max_pixels allows") from None
     except FileNotFoundError:
@@ -81,11 +84,13 @@ def _open(stored: Any) -> pillow.Image:
     if isinstance(stored, bytes | bytearray | memoryview):
         if not len(stored):
             raise BadSample("the image is empty: 0 bytes")
-        return pillow.open(io.BytesIO(stored))
+        return pillow.open(io.BytesIO(stored), formats=FORMATS)
     if isinstance(stored, str | os.PathLike):
-        if os.path.isfile(stored) and not os.path.getsize(stored):
+        if os.path.exists(stored) and not os.path.isfile(stored):  # a pipe would be waited for
+            raise BadSample("this is a directory or a device, not a file")
+        if os.path.exists(stored) and not os.path.getsize(stored):
             raise BadSample("the file is empty: 0 bytes")
-        return pillow.open(stored)
+        return pillow.open(stored, formats=FORMATS)
     if isinstance(stored, np.ndarray):
         return _from_array(stored)
     if isinstance(stored, pillow.Image):

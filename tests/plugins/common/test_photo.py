@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
+import subprocess
 import zlib
 from pathlib import Path
 from typing import Any
@@ -167,8 +169,8 @@ def broken() -> dict[str, tuple[Any, str]]:
         "truncated jpeg": (jpeg[: len(jpeg) // 2], "cannot be decoded: .*truncated"),
         "truncated png": (png[: len(png) // 2], "cannot be decoded: .*truncated"),
         "damaged png": (png[:60] + b"\xff" * (len(png) - 80) + png[-20:], "cannot be decoded"),
-        "text": (b"hello, this is no image at all", "no image that Pillow can read"),
-        "header alone": (jpeg[:20], "no image that Pillow can read|cannot be decoded"),
+        "text": (b"hello, this is no image at all", r"this is no image \(JPEG, PNG, "),
+        "header alone": (jpeg[:20], "this is no image|cannot be decoded"),
         "missing": ("/nowhere/photo.jpg", "no such file"),
         "too many pixels": (bomb(4000), r"4000 x 4000 pixels, more than the 10,000,000 that modality.max_pixels"),
         "bomb": (bomb(60_000), "more than the 10,000,000 pixels that modality.max_pixels allows"),
@@ -193,6 +195,16 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         read(tmp_path / "empty.jpg")
     with pytest.raises(BadSample, match="directory"):
         read(tmp_path)
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(BadSample, match="a device, not a file"):
+        read(tmp_path / "pipe.png")
+
+
+def test_a_program_in_place_of_a_photo_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("something was started"))
+    monkeypatch.setattr(subprocess, "check_call", lambda *_, **__: pytest.fail("something was started"))
+    with pytest.raises(BadSample, match="this is no image"):
+        read(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(canary) (w) file closefile\n%%EOF\n")
 
 
 def test_broken_metadata_costs_no_photo() -> None:
