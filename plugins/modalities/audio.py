@@ -34,6 +34,8 @@ FLOOR = 1e-7  # added to the variance, as transformers' feature extractor does: 
 CROSSINGS, ROLLOFF = 16, 0.99  # of the resampling filter: zero crossings on each side, share of the band kept
 RATES = (100, 400_000)  # Hz; beyond lies damage, and a resampling filter that would fill the memory
 TINY = 128  # bytes; fewer hold no sound, and libsndfile, looking for tags, would seek to before the start
+USUAL = 48_000  # Hz; max_seconds at this rate is what a decoded file may fill: 4 bytes a sample
+BLOCK = 1 << 20  # values decoded at a time, before channels are averaged
 ENDLESS = (0, 0x7FFFFFFF, 0xFFFFFFFF)  # data sizes that programs write which do not know the length yet
 
 
@@ -54,7 +56,7 @@ class Audio(Modality):
         longest: Annotated[float, about("seconds; a longer clip is cropped, at random in training", gt=0)] = 15.625,
         shortest: Annotated[float, about("seconds; a shorter clip is a bad sample", ge=0)] = 0.1,
         max_seconds: Annotated[
-            float, about("a longer file is a bad sample, not decoded; bounds memory", gt=0)
+            float, about("a longer file, or one of as many samples as these at 48 kHz, is a bad sample", gt=0)
         ] = 3600.0,
         normalize: Annotated[bool, about("zero mean and unit variance in every clip")] = True,
         layers: Annotated[tuple[Layer, ...], about("[channels, kernel, stride] of each convolution")] = LAYERS,
@@ -96,10 +98,7 @@ class Audio(Modality):
     def _prepare(self, wave: Wave, rate: int) -> Wave:
         if len(wave) == 0:
             raise BadSample("it holds no samples")
-        if len(wave) > self.max_seconds * rate:
-            raise BadSample(f"{len(wave) / rate:.0f} s is longer than max_seconds = {self.max_seconds:g}")
-        if not RATES[0] <= rate <= RATES[1]:
-            raise BadSample(f"its rate of {rate} Hz is outside {RATES[0]} to {RATES[1]} Hz")
+        check_length(len(wave), rate, self.max_seconds)
         bad = len(wave) - int(np.isfinite(wave).sum())
         if bad:
             raise BadSample(f"{bad} of {len(wave)} samples are NaN or infinite")
@@ -172,6 +171,8 @@ def decode(stored: Any, max_seconds: float) -> tuple[Wave, int]:
             check_whole(io.BytesIO(stored), len(stored))
             return decode_whole(io.BytesIO(stored), max_seconds)
         if isinstance(stored, str | Path):
+            if os.path.exists(stored) and not os.path.isfile(stored):  # a pipe would be waited for
+                raise BadSample("this is a directory or a device, not a file")
             with open(stored, "rb") as file:
                 check_whole(file, os.fstat(file.fileno()).st_size)
             return decode_whole(str(stored), max_seconds)
@@ -189,14 +190,30 @@ def decode_whole(file: str | BinaryIO, max_seconds: float) -> tuple[Wave, int]:
     try:
         with soundfile.SoundFile(file) as sound:
             rate, promised = int(sound.samplerate), int(sound.frames)
-            if promised > max_seconds * rate:
-                raise BadSample(f"{promised / rate:.0f} s is longer than max_seconds = {max_seconds:g}")
-            wave: Wave = sound.read(dtype="float32", always_2d=True)  # [N, channels]
+            check_length(promised, rate, max_seconds)
+            wave, filled = np.empty(promised, np.float32), 0
+            # In blocks: all channels of an hour would take gigabytes.
+            while filled < promised:
+                block = sound.read(min(BLOCK // sound.channels, promised - filled), "float32", always_2d=True)
+                if not len(block):
+                    break
+                wave[filled : filled + len(block)] = block[:, 0] if block.shape[1] == 1 else block.mean(1)
+                filled += len(block)
     except (soundfile.SoundFileError, RuntimeError) as cause:
         raise BadSample(f"it cannot be decoded as sound: {cause}") from None
-    if len(wave) < promised:
-        raise BadSample(f"the file is truncated: {len(wave)} of {promised} samples can be decoded")
-    return wave.mean(1), rate
+    if filled < promised:
+        raise BadSample(f"the file is truncated: {filled} of {promised} samples can be decoded")
+    return wave, rate
+
+
+def check_length(samples: int, rate: int, max_seconds: float) -> None:
+    """Refuse what a header promises before memory is set aside for it."""
+    if not RATES[0] <= rate <= RATES[1]:
+        raise BadSample(f"its rate of {rate} Hz is outside {RATES[0]} to {RATES[1]} Hz")
+    if samples > max_seconds * rate:
+        raise BadSample(f"{samples / rate:.0f} s is longer than max_seconds = {max_seconds:g}")
+    if samples > max_seconds * USUAL:
+        raise BadSample(f"{samples:,} samples are more than max_seconds = {max_seconds:g} has at {USUAL} Hz")
 
 
 def check_whole(file: BinaryIO, size: int) -> None:

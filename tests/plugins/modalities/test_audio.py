@@ -1,6 +1,7 @@
 """Reading, resampling, cropping and padding of sound; every way in which a file can be bad."""
 
 import io
+import os
 import pickle
 import sys
 
@@ -14,6 +15,7 @@ from selfsup.kernel.config import check, to_toml
 from selfsup.kernel.contracts import Signal
 from selfsup.kernel.errors import BadSample, ConfigError, DataError
 from selfsup.kernel.random import stream
+from selfsup.plugins.modalities import audio as audio_module
 from selfsup.plugins.modalities.audio import Audio, resample
 
 
@@ -135,6 +137,26 @@ def nan():
 def test_bad_samples_say_why(bad, reason):
     with pytest.raises(BadSample, match=reason):
         Audio(max_seconds=2.0).read(bad)
+
+
+def test_a_high_rate_does_not_make_room_for_more_samples():
+    silence = stored(np.zeros(150_000), 200_000, format="FLAC")
+    with pytest.raises(BadSample, match="150,000 samples are more than max_seconds = 1 has at 48000 Hz"):
+        Audio(max_seconds=1.0).read(silence)
+    assert len(plain().read(silence)) == 12_000
+
+
+def test_many_channels_are_decoded_in_blocks(monkeypatch):
+    wave = np.stack([tone(), tone(200), -tone()], 1)
+    whole = plain().read(stored(wave))
+    monkeypatch.setattr(audio_module, "BLOCK", 1000)
+    np.testing.assert_allclose(plain().read(stored(wave)), whole, atol=1e-7)
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.wav")
+    with pytest.raises(BadSample, match="a device, not a file"):
+        Audio().read(tmp_path / "pipe.wav")
 
 
 def test_the_sound_is_found_behind_chunks_of_odd_length():
