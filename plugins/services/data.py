@@ -23,6 +23,7 @@ from selfsup.kernel.hookspecs import hookimpl
 from selfsup.kernel.loader import Part, Source
 
 from .data_files import Fields, Names, Options, find_files, kinds_of, open_files, says_about
+from .data_refused import Limits, Refused
 from .data_tables import READERS, open_hub, open_tables, suffix_of
 from .data_tars import open_tars
 
@@ -36,6 +37,7 @@ class Piece(Protocol):
 
     labels: Names | None
     notes: list[str]
+    refused: list[Refused]
 
     def __len__(self) -> int:
         """How many samples there are."""
@@ -46,6 +48,9 @@ class Piece(Protocol):
     def name(self, index: int) -> str:
         """What a person calls this sample."""
 
+    def place(self, index: int) -> dict[str, Any]:
+        """{"path"}, and where in that file it lies"""
+
 
 class Mixture:
     """Several pieces as one `Source`; `classes[label]` is the name of a label."""
@@ -53,6 +58,7 @@ class Mixture:
     def __init__(self, pieces: Sequence[Piece], weights: Sequence[float | None], notes: Sequence[str] = ()) -> None:
         self.pieces, self.sizes = pieces, [len(piece) for piece in pieces]
         self.parts: Sequence[Part] = [Part(n, n if w is None else w) for n, w in zip(self.sizes, weights, strict=True)]
+        self.refused = [one for piece in pieces for one in piece.refused]
         self.notes: Sequence[str] = [*(note for piece in pieces for note in piece.notes), *notes]
         self.ends = np.cumsum(self.sizes)
         names = [name for p in pieces for name in (p.labels if p.labels is not None else [None] * len(p))]
@@ -75,6 +81,11 @@ class Mixture:
         piece, within = self._find(index)
         return piece.name(within)
 
+    def place(self, index: int) -> dict[str, Any]:
+        """{"path"}, and where in that file it lies: {"row"}, {"member", "offset"}."""
+        piece, within = self._find(index)
+        return piece.place(within)
+
     def _find(self, index: int) -> tuple[Piece, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
@@ -87,6 +98,7 @@ class BuiltIn:
 
     def __init__(self, field: str, modality: Modality) -> None:
         self.field, self.samples = field, modality.sample()
+        self.refused: list[Refused] = []
         # A sample that is made when it is asked for may know its labels beforehand.
         known = getattr(self.samples, "labels", None) or [sample.get("label") for sample in self.samples]
         self.labels: Names | None = [None if label is None else str(label) for label in known]
@@ -105,6 +117,10 @@ class BuiltIn:
     def name(self, index: int) -> str:
         """built-in sample 12"""
         return f"built-in {self.field} sample {index}"
+
+    def place(self, index: int) -> dict[str, Any]:
+        """{"path"}: a name"""
+        return {"path": self.name(index)}
 
 
 class Data:
@@ -130,9 +146,12 @@ class Data:
             ),
         ] = None,
         cache: Annotated[str | None, about("folder for converted tables; None is that of `datasets`")] = None,
+        max_bytes: Annotated[int, about("of a row of a table or a member of a tar; a larger one is bad", ge=1)] = 10**9,
+        max_ratio: Annotated[float, about("bytes unpacked for each that a .gz or parquet file has", gt=1)] = 200,
+        max_memory: Annotated[float, about("bytes of memory that opening a table may take", ge=1e8)] = 8e9,
     ) -> None:
         self.paths, self.workers, self.max_bad_fraction = paths, workers, max_bad_fraction
-        self.options = Options(column, label, cache)
+        self.options = Options(column, label, cache, max_bad_fraction, Limits(max_bytes, max_ratio, max_memory))
 
     @hookimpl(trylast=True)
     def open_data(self, paths: Sequence[str], modalities: Mapping[str, Modality]) -> Source:
@@ -191,7 +210,7 @@ def open_path(where: str, modalities: Fields, options: Options) -> Piece:
             f"and from tables ({', '.join(READERS)}) and .tar shards"
         )
     suffix, found = next(iter(kinds.items()))
-    return (open_tars if suffix == ".tar" else open_tables)(where, found, modalities, options)
+    return (open_tars if suffix == ".tar" else open_tables)(where, root, found, modalities, options)
 
 
 def _on_hub(where: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import os
 import re
@@ -16,6 +17,9 @@ import numpy as np
 from selfsup.kernel.contracts import Modality
 from selfsup.kernel.errors import ConfigError, DataError, nearest
 
+from .data_refused import Limits, Refused, check_share
+from .data_sums import check_sums
+
 ABOUT = re.compile(r"(readme|licen[cs]e|copying|notice|authors|citation|changelog)\b", re.I)
 SPLITS = frozenset({"train", "training", "valid", "validation", "val", "dev", "test", "testing", "eval"})
 Fields = Mapping[str, Modality]
@@ -29,6 +33,8 @@ class Options:
     column: str | None = None
     label: str | None = None
     cache: str | None = None
+    share: float = 0.01  # of files or rows that may be refused
+    limits: Limits = field(default_factory=Limits)
 
     @property
     def pattern(self) -> re.Pattern[str] | None:
@@ -62,6 +68,7 @@ class Files:
     paths: Mapping[str, np.ndarray[Any, Any]]  # field -> [N] bytes
     labels: Names | None
     notes: list[str] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(next(iter(self.paths.values())))
@@ -74,6 +81,10 @@ class Files:
         """The path."""
         return os.fsdecode(next(iter(self.paths.values()))[index])
 
+    def place(self, index: int) -> dict[str, Any]:
+        """{"path"}"""
+        return {"path": self.name(index)}
+
 
 def open_files(where: str, root: str, files: Sequence[str], modalities: Fields, options: Options) -> Files:
     """The media files among `files`; empty ones and those of another kind are left out, and noted."""
@@ -81,11 +92,17 @@ def open_files(where: str, root: str, files: Sequence[str], modalities: Fields, 
     filled = [file for file, size in zip(files, sizes, strict=True) if size > 0]
     about = _about(root, filled, modalities)
     kept = [file for file in filled if file not in about]
+    usable = sorted(set().union(*match_fields(kept, modalities).values()))
+    refused, checked = check_sums(root, [kept[i] for i in usable])
+    check_share(refused, len(usable), options.share, "files")
+    wrong = {one.path for one in refused}
+    kept = [file for file in kept if file not in wrong]
     chosen = match_fields(kept, modalities)
     used = set().union(*chosen.values())
     reasons = {
         "empty": [os.path.basename(f) for f, size in zip(files, sizes, strict=True) if size == 0],
         "broken links": [os.path.basename(f) for f, size in zip(files, sizes, strict=True) if size < 0],
+        "not as their SHA-256 says": [os.path.basename(one.path) for one in refused],
         "about the data": [os.path.basename(f) for f in about],
         "of another kind": [_suffix(f) for i, f in enumerate(kept) if i not in used],
     }
@@ -94,12 +111,13 @@ def open_files(where: str, root: str, files: Sequence[str], modalities: Fields, 
     out = Files(
         {name: np.array([os.fsencode(kept[i]) for i in index]) for name, index in chosen.items()},
         _labels([kept[i] for i in next(iter(chosen.values()))], root, where, options),
+        refused=refused,
     )
     total = sum(os.path.getsize(kept[i]) for i in used)
     classes = f" in {count_classes(out.labels)} {_origin(options)}" if out.labels else ""
     what = " with ".join(f"{name} file{'s' * (len(out) != 1)}" for name in modalities)
     out.notes.append(f"{len(out):,} {what}{classes}, {megabytes(total)}, from {where}")
-    out.notes.extend(left_out(reasons))
+    out.notes.extend([*checked, *left_out(reasons)])
     return out
 
 
@@ -145,7 +163,7 @@ def find_files(where: str) -> tuple[str, list[str]]:
     if os.path.exists(where):
         return os.path.dirname(where), [where]
     if glob.has_magic(where):
-        found = sorted(glob.glob(where, recursive=True))
+        found = _below(where) if "**" in where.split(os.sep) else sorted(glob.glob(where))
         if not found:
             raise DataError(f"no file matches {where!r}; {_around(glob_parent(where))}")
         files = sorted({f for hit in found for f in (_walk(hit) if os.path.isdir(hit) else [hit])})
@@ -156,6 +174,22 @@ def find_files(where: str) -> tuple[str, list[str]]:
     if not os.path.isdir(parent or "."):
         raise DataError(f"there is no {where!r}")
     raise DataError(f"there is no {where!r}; in {parent or '.'}: {nearest(name, _visible(parent or '.'))}")
+
+
+def _below(pattern: str) -> list[str]:
+    """The files that a pattern with ** matches. `glob` would follow links that lead back up, each time anew."""
+    root = glob_parent(pattern)
+    parts = os.path.relpath(pattern, root).split(os.sep)
+    return [file for file in _walk(root) if _matches(os.path.relpath(file, root).split(os.sep), parts)]
+
+
+def _matches(names: Sequence[str], parts: Sequence[str]) -> bool:
+    """Whether a path, or a folder above it, matches a pattern, both in pieces."""
+    if not parts:
+        return True
+    if parts[0] == "**":
+        return any(_matches(names[start:], parts[1:]) for start in range(len(names)))
+    return bool(names) and fnmatch.fnmatchcase(names[0], parts[0]) and _matches(names[1:], parts[1:])
 
 
 def glob_parent(pattern: str) -> str:

@@ -7,13 +7,11 @@ and workers share the memory. Sound and images stay undecoded. Nothing here goes
 from __future__ import annotations
 
 import glob
-import gzip
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,9 @@ from selfsup.kernel.contracts import Modality
 from selfsup.kernel.errors import DataError, nearest
 
 from .data_files import Fields, Names, Options, count_classes, find_files, left_out, megabytes
+from .data_refused import FREE, Limits, Refused, check_share, little_memory, named
+from .data_sift import Sifted, sift
+from .data_sums import check_sums
 
 READERS = {
     ".parquet": "parquet",
@@ -57,7 +58,9 @@ class Rows:
     files: Sequence[str]
     starts: np.ndarray[Any, Any]  # [files] int64: the first row of each file
     labels: Names | None
+    dropped: Mapping[str, Sequence[int]] = field(default_factory=dict)  # file -> its rows that are not in the table
     notes: list[str] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -77,10 +80,18 @@ class Rows:
         file, row = self._place(index)
         return f"{file} row {row}"
 
+    def place(self, index: int) -> dict[str, Any]:
+        """{"path"} of a file of its own, or {"path", "row"} of its table"""
+        file, row = self._place(index)
+        return {"path": self.name(index)} if self.paths else {"path": file, "row": row}
+
     def _place(self, index: int) -> tuple[str, int]:
         row = int(self.rows[index])
         number = int(np.searchsorted(self.starts, row, side="right")) - 1
-        return self.files[number], row - int(self.starts[number])
+        file, row = self.files[number], row - int(self.starts[number])
+        for gone in self.dropped.get(file, ()):  # in order
+            row += gone <= row
+        return file, row
 
     def _stored(self, value: Any, index: int) -> Any:
         """A value; a path without bytes is taken from the folder of its file."""
@@ -89,21 +100,58 @@ class Rows:
         return value
 
 
-def open_tables(where: str, files: Sequence[str], modalities: Fields, options: Options) -> Rows:
-    """The rows of local table files of one kind."""
+def open_tables(where: str, root: str, files: Sequence[str], modalities: Fields, options: Options) -> Rows:
+    """The rows of local table files of one kind; files and rows that cannot be read are left out, and named."""
     datasets = _library(where)
-    with _quiet(datasets):
-        try:
-            files = [file for file in files if _has_rows(file)]
-            parts = _read(datasets, files, options.cache) if files else []
-        except Exception as cause:  # a builder raises whatever its parser does
-            raise DataError(f"{where!r} cannot be read: {_innermost(cause)}") from cause
-        if not parts:
+    refused, notes = check_sums(root, files)
+    check_share(refused, len(files), options.share, "files")
+    wrong = {one.path for one in refused}
+    cache = Path(options.cache or datasets.config.HF_DATASETS_CACHE)
+    with _quiet(datasets), little_memory(options.limits.memory):
+        looked = [_looked(file, cache, options.limits) for file in files if file not in wrong]
+        refused += [found for found in looked if isinstance(found, Refused)]
+        sound = [found for found in looked if isinstance(found, Sifted) and found.rows]
+        parts = _read(datasets, sound, options.cache)
+        refused += [part for part in parts if isinstance(part, Refused)]
+        tables = [(found.file, part) for found, part in zip(sound, parts, strict=True) if not isinstance(part, Refused)]
+        check_share(refused, len(files), options.share, "files")
+        rows = [Refused(found.file, reason, row) for found in sound for row, reason in found.bad]
+        check_share(rows, len(rows) + sum(found.rows for found in sound), options.share, "rows")
+        if not tables:
             raise DataError(f"there are no rows in {where!r}")
+        files, parts = [file for file, _ in tables], [part for _, part in tables]
         table = datasets.concatenate_datasets(parts)
         starts = np.cumsum([0, *(len(part) for part in parts[:-1])])
         size = sum(os.path.getsize(file) for file in files)
-        return _rows(where, table, files, starts, modalities, options, megabytes(size))
+        out = _rows(where, table, files, starts, modalities, options, megabytes(size))
+    out.dropped = {found.file: [row for row, _ in found.bad] for found in sound if found.bad}
+    out.refused = [*refused, *rows]
+    out.notes += [*notes, *named(refused, "file"), *named(rows, "row")]
+    return out
+
+
+def _looked(file: str, cache: Path, limits: Limits) -> Sifted | Refused:
+    """What can be known of a table before a parser reads it all."""
+    kind = READERS[suffix_of(file)]
+    try:
+        return _footer(file, limits) if kind == "parquet" else sift(file, kind, cache, limits)
+    except Exception as cause:  # a damaged footer raises whatever the library does
+        return Refused(file, str(cause) if isinstance(cause, DataError) else _innermost(cause))
+
+
+def _footer(file: str, limits: Limits) -> Sifted:
+    """A parquet file by its footer; DataError where that promises more than the file may hold."""
+    from pyarrow.parquet import read_metadata
+
+    footer, size = read_metadata(file), os.path.getsize(file)
+    groups = [footer.row_group(number).total_byte_size for number in range(footer.num_row_groups)]
+    most = max(FREE, limits.ratio * size)
+    if sum(groups) > most or footer.num_rows > most:
+        raise DataError(
+            f"it promises {footer.num_rows:,} rows of {megabytes(sum(groups))}, more than {limits.ratio:g} times its "
+            f"{megabytes(size)}; where that is right, raise data.max_ratio"
+        )
+    return Sifted(file, file, footer.num_rows)
 
 
 def open_hub(where: str, modalities: Fields, options: Options) -> Rows:
@@ -111,7 +159,8 @@ def open_hub(where: str, modalities: Fields, options: Options) -> Rows:
     datasets = _library(where)
     name, _, split = where.partition(":")
     try:
-        table = datasets.load_dataset(name, split=split or "train", cache_dir=options.cache)
+        # Releases of the library before 4 would ask whether to run a script that comes with the data.
+        table = datasets.load_dataset(name, split=split or "train", cache_dir=options.cache, trust_remote_code=False)
     except Exception as cause:  # whatever the network, the hub and a builder may raise
         raise DataError(
             f"there is no file or folder {where!r}, and the hub does not give a data set of that name: "
@@ -123,25 +172,23 @@ def open_hub(where: str, modalities: Fields, options: Options) -> Rows:
         return _rows(full, table, [full], np.zeros(1, np.int64), modalities, options, size)
 
 
-def _read(datasets: Any, files: Sequence[str], cache: str | None) -> list[Any]:
+def _read(datasets: Any, found: Sequence[Sifted], cache: str | None) -> list[Any]:
+    """A table, or why there is none, of each file. If they cannot be read together, each is tried by itself."""
+    try:
+        return _together(datasets, found, cache) if found else []
+    except Exception as cause:  # a builder raises whatever its parser does
+        if len(found) == 1:
+            return [Refused(found[0].file, _innermost(cause))]
+    return [table for one in found for table in _read(datasets, [one], cache)]
+
+
+def _together(datasets: Any, found: Sequence[Sifted], cache: str | None) -> list[Any]:
     """One table per file. `DatasetDict.from_*` reads local files without the calls home of `load_dataset`."""
-    kind = READERS[suffix_of(files[0])]
-    more = {"sep": "\t"} if suffix_of(files[0]) == ".tsv" else {}
-    read = getattr(datasets.DatasetDict, f"from_{kind}")
-    named = {f"file{number}": [glob.escape(os.path.abspath(file))] for number, file in enumerate(files)}
+    suffix = suffix_of(found[0].file)
+    more = {"sep": "\t"} if suffix == ".tsv" else {}
+    read = getattr(datasets.DatasetDict, f"from_{READERS[suffix]}")
+    named = {f"file{number}": [glob.escape(os.path.abspath(one.read))] for number, one in enumerate(found)}
     return list(read(named, cache_dir=cache, **more).values())
-
-
-def _has_rows(file: str) -> bool:
-    """Whether a table holds anything; the builders of `datasets` fail on one without rows."""
-    kind = READERS[suffix_of(file)]
-    if kind == "parquet":
-        from pyarrow.parquet import read_metadata
-
-        return bool(read_metadata(file).num_rows)
-    with gzip.open(file) if file.endswith(".gz") else open(file, "rb") as lines:
-        filled = sum(1 for _ in islice((line for line in lines if line.strip()), 2))
-    return filled >= (2 if kind == "csv" else 1)  # a csv has a line of names
 
 
 def suffix_of(file: str) -> str:
@@ -167,6 +214,9 @@ def _rows(
         if _holds_paths(table, column, modalities[name], files):
             paths[name], missing = _resolve(table[column], files, starts)
             reasons[f"not where column {column!r} says"] = missing
+            wrong = {one.path for one in check_sums(os.path.dirname(files[0]), [p for p in paths[name] if p])[0]}
+            reasons["not as their SHA-256 says"] = sorted(wrong)
+            paths[name] = ["" if path in wrong else path for path in paths[name]]
     here = np.array([all(p[i] for p in paths.values()) for i in rows], dtype=bool)
     if not here.any():
         gone = next(iter(reasons.values()))
@@ -286,7 +336,7 @@ def _file_name(value: Any) -> str:
 def _undecoded(table: Any) -> Any:
     """The same table with images and sound as they are stored."""
     for column, kind in table.features.items():
-        if getattr(kind, "decode", False):
+        if getattr(kind, "decode", False) and type(kind).__name__ != "Json":  # a column of several types is text else
             table = table.cast_column(column, type(kind)(decode=False))
     return table
 

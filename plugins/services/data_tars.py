@@ -29,7 +29,10 @@ from .data_files import (
     match_fields,
     megabytes,
 )
+from .data_refused import Limits, Refused, check_share, little_memory, named
+from .data_sums import check_sums
 
+LABEL = 1 << 20  # bytes of a member that may hold a label
 LABEL_KEYS = ("label", "labels", "class", "category", "cls")
 
 
@@ -52,6 +55,7 @@ class Tars:
     spans: Mapping[str, np.ndarray[Any, Any]]  # field -> [N, 3] int64: shard, start, size
     labels: Names | None
     notes: list[str] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(next(iter(self.spans.values())))
@@ -65,6 +69,12 @@ class Tars:
         name = next(iter(self.spans))
         return f"{self.shards[self.spans[name][index, 0]]}:{os.fsdecode(self.names[name][index])}"
 
+    def place(self, index: int) -> dict[str, Any]:
+        """{"path" of the shard, "member", "offset" of its bytes}"""
+        name = next(iter(self.spans))
+        shard, start, _ = (int(x) for x in self.spans[name][index])
+        return {"path": self.shards[shard], "member": os.fsdecode(self.names[name][index]), "offset": start}
+
     def _read(self, name: str, index: int) -> dict[str, Any]:
         shard, start, size = (int(x) for x in self.spans[name][index])
         with open(self.shards[shard], "rb") as file:
@@ -75,13 +85,19 @@ class Tars:
         return {"bytes": data, "path": os.fsdecode(self.names[name][index])}
 
 
-def open_tars(where: str, shards: Sequence[str], modalities: Fields, options: Options) -> Tars:
+def open_tars(where: str, root: str, shards: Sequence[str], modalities: Fields, options: Options) -> Tars:
     """The members of tar shards that the modalities read; with several fields, paired by name up to the first dot."""
-    members, notes = [], []
-    for number, shard in enumerate(shards):
-        found, note = _index(number, shard)
-        members += found
-        notes += note
+    refused, notes = check_sums(root, shards)
+    wrong = {one.path for one in refused}
+    members: list[Member] = []
+    with little_memory(options.limits.memory):
+        for number, shard in enumerate(shards):
+            if shard not in wrong:
+                found, damage = _index(number, shard, options.limits)
+                members += found
+                refused += damage
+    check_share([one for one in refused if one.whole], len(shards), options.share, "shards")
+    notes += named(refused, "shard or member")
     kept = [m for m in members if m.size]
     usable = kept if options.column is None else [m for m in kept if _key(m) == options.column]
     chosen = match_fields([f"{m.shard}/{m.name}" for m in usable], modalities)  # pairs lie in one shard
@@ -106,6 +122,7 @@ def open_tars(where: str, shards: Sequence[str], modalities: Fields, options: Op
         {name: np.array([_span(usable[i]) for i in index], np.int64) for name, index in chosen.items()},
         labels,
         notes,
+        refused,
     )
 
 
@@ -113,21 +130,27 @@ def _span(member: Member) -> tuple[int, int, int]:
     return member.shard, member.start, member.size
 
 
-def _index(number: int, shard: str) -> tuple[list[Member], list[str]]:
+def _index(number: int, shard: str, limits: Limits) -> tuple[list[Member], list[Refused]]:
     """The files of one shard, in its order; one that ends early gives what it holds."""
     found: list[Member] = []
+    refused: list[Refused] = []
     try:
         with tarfile.open(shard, "r:") as tar:
             for m in tar:
-                if m.isfile() and not os.path.basename(m.name).startswith("."):
+                tar.members = []  # type: ignore[attr-defined]  # of a million, the library's own list fills gigabytes
+                if not m.isfile() or os.path.basename(m.name).startswith("."):
+                    continue
+                if m.issparse() or m.size > limits.row:
+                    why = f"it has {m.size:,} bytes, more than data.max_bytes = {limits.row:,} allows"
+                    why = "it is sparse: what is stored is not what it holds" if m.issparse() else why
+                    refused.append(Refused(f"{shard}:{m.name}", why, whole=False))
+                else:
                     found.append(Member(number, m.name.removeprefix("./"), m.offset_data, m.size))
-    except (tarfile.TarError, EOFError) as cause:
+    except (tarfile.TarError, EOFError, OSError, ValueError, MemoryError, RecursionError) as cause:
         if not found:
-            raise DataError(f"{shard!r} cannot be read as an uncompressed tar: {cause}") from None
-        return found, [f"{shard} is damaged after its {len(found):,} first files: {cause}"]
-    except OSError as cause:
-        raise DataError(f"{shard!r} cannot be read: {cause}") from None
-    return found, []
+            return found, [Refused(shard, f"it cannot be read as an uncompressed tar: {cause}")]
+        refused.append(Refused(shard, f"it is damaged after its {len(found):,} first files: {cause}", whole=False))
+    return found, refused
 
 
 def _key(member: Member) -> str:
@@ -150,7 +173,7 @@ def _labels(
     asked = (options.label,) if options.label else LABEL_KEYS
     beside: dict[tuple[int, str], str] = {}
     for m in members:
-        if m.size and (_key(m) in asked or _key(m) == "json"):
+        if 0 < m.size <= LABEL and (_key(m) in asked or _key(m) == "json"):
             text = _text(shards[m.shard], m)
             if (label := _from_json(text, asked) if _key(m) == "json" else text) is not None:
                 beside[_group(m)] = label
@@ -170,7 +193,7 @@ def _text(shard: str, member: Member) -> str:
 def _from_json(text: str, keys: Sequence[str]) -> str | None:
     try:
         facts = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # brackets nested without end
         return None
     found = next((facts[key] for key in keys if key in facts), None) if isinstance(facts, dict) else None
     return str(found) if isinstance(found, str | int) else None

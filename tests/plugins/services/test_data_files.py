@@ -70,6 +70,23 @@ def test_the_nearest_folder_that_exists_is_searched(tmp_path):
         find_files(str(tmp_path / "nowhere/*.png"))
 
 
+def test_two_stars_do_not_go_round_in_links(tmp_path):
+    for name in ("0.png", "a/1.png", "a/b/2.png", "a/b/3.txt", "c.png/4.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+    for name in ("a/loop", "a/b/loop", "a/b/again"):
+        (tmp_path / name).symlink_to(tmp_path)
+
+    def found(pattern):
+        return [os.path.relpath(file, tmp_path) for file in find_files(f"{tmp_path}/{pattern}")[1]]
+
+    assert found("**/*.png") == ["0.png", "a/1.png", "a/b/2.png", "c.png/4.png"]
+    assert found("a/**/*.png") == ["a/1.png", "a/b/2.png", "a/b/again/0.png", "a/b/again/c.png/4.png"]
+    assert found("**/b/*.txt") == ["a/b/3.txt"]
+    assert found("?/**")[:2] == ["a/1.png", "a/b/2.png"]
+    assert found("**") == ["0.png", "a/1.png", "a/b/2.png", "a/b/3.txt", "c.png/4.png"]
+
+
 @pytest.mark.parametrize(
     ("names", "labels"),
     [

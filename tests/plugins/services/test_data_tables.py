@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import json
 import os
 import pickle
@@ -216,8 +217,66 @@ def test_empty_and_damaged_tables(opened, tmp_path):
     with pytest.raises(DataError, match="no rows in"):
         opened(tmp_path / "head.csv")
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 but not really")
-    with pytest.raises(DataError, match=r"'.*bad.parquet' cannot be read: \w+: "):
+    with pytest.raises(DataError, match=r"'.*bad.parquet' cannot be used: \w+: "):
         opened(tmp_path / "bad.parquet")
+
+
+def test_a_damaged_file_and_bad_rows_among_good_ones_are_left_out_and_named(opened, tmp_path):
+    for number in range(3):
+        (tmp_path / "p").mkdir(exist_ok=True)
+        write_parquet(tmp_path / "p" / f"{number}.parquet", {"image": pictures(0, 4)})
+    whole = (tmp_path / "p/1.parquet").read_bytes()
+    (tmp_path / "p/1.parquet").write_bytes(whole[:100] + b"\xff" * 40 + whole[140:])  # a page
+    source = opened(tmp_path / "p")
+    assert [source.place(i) for i in (3, 4)] == [
+        {"path": f"{tmp_path}/p/0.parquet", "row": 3},
+        {"path": f"{tmp_path}/p/2.parquet", "row": 0},
+    ]
+    assert source.notes[1].startswith(f"1 file left out: {tmp_path}/p/1.parquet: ")
+    rows = [json.dumps({"text": f"text {i}"}) for i in range(200)]
+    rows[7], rows[9] = '{"text": "cut', "[" * 100_000 + "]" * 100_000
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    source = opened(tmp_path / "a.jsonl", kinds=(Words,))
+    assert (len(source), source[7]["text"], source.name(8)) == (198, "text 8", f"{tmp_path}/a.jsonl row 10")
+    assert [one.row for one in source.refused] == [7, 9]
+    with pytest.raises(DataError, match=r"2 of 200 rows cannot be used.* = 0\.001 allows"):
+        opened(tmp_path / "a.jsonl", kinds=(Words,), max_bad_fraction=0.001)
+
+
+def test_a_file_of_another_digest_is_refused(opened, tmp_path):
+    names = [write_parquet(tmp_path / f"{i}.parquet", {"image": pictures(i, i + 2)}).name for i in range(2)]
+    sums = [f"{hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
+    (tmp_path / "SHA256SUMS").write_text("".join(sums))
+    assert any("2 of 2 files are as their SHA-256 says" in note for note in opened(tmp_path).notes)
+    flipped = bytearray((tmp_path / "1.parquet").read_bytes())
+    flipped[12] ^= 1
+    (tmp_path / "1.parquet").write_bytes(flipped)
+    source = opened(tmp_path)
+    assert len(source) == 2
+    assert [(one.path, one.reason) for one in source.refused] == [
+        (f"{tmp_path}/1.parquet", "its SHA-256 is not the one beside it")
+    ]
+
+
+def test_numbers_among_texts_leave_the_texts_alone(opened, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": 2}\n{"text": "three"}\n')
+    source = opened(tmp_path / "a.jsonl", kinds=(Words,))
+    assert [source[i]["text"] for i in range(3)] == ["one", 2, "three"]
+
+
+def test_a_parquet_file_that_promises_too_much_is_refused(opened, tmp_path):
+    many = pa.table({"image": pa.array([b"x" * 1000] * 200_000)})
+    parquet.write_table(many, tmp_path / "a.parquet", compression="zstd", use_dictionary=False)
+    with pytest.raises(DataError, match=r"it promises 200,000 rows of .* raise data\.max_ratio"):
+        opened(tmp_path / "a.parquet")
+
+
+def test_no_script_that_comes_with_data_is_run(opened, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, **options: asked.update(options) or {}[name])
+    with pytest.raises(DataError):
+        opened("somebody/something")
+    assert asked["trust_remote_code"] is False
 
 
 def test_progress_bars_are_as_they_were(opened, tmp_path, capfd):

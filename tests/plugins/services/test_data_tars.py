@@ -128,6 +128,39 @@ def test_what_is_no_plain_tar_is_refused(tmp_path):
         opened(tmp_path / "zipped.tar")
 
 
+def test_names_that_lead_elsewhere_are_names_alone(tmp_path):
+    path = tmp_path / "in" / "a.tar"
+    path.parent.mkdir()
+    odd = {"../x.png": b"1", "/etc/x.png": b"2", "a/../../x.png": b"3", "same.png": b"4"}
+    write(path, odd)
+    with tarfile.open(path, "a") as tar:
+        tar.addfile(tarfile.TarInfo("same.png"))
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE):
+            link = tarfile.TarInfo(f"{kind.decode()}.png")
+            link.type, link.linkname = kind, "/etc/passwd"
+            tar.addfile(link)
+    source = opened(path)
+    assert [source[i]["image"]["bytes"] for i in range(len(source))] == [b"1", b"2", b"3", b"4"]
+    assert source.place(0) == {"path": str(path), "member": "../x.png", "offset": 512}
+    assert sorted(file.name for file in tmp_path.rglob("*")) == ["a.tar", "in"]
+
+
+def test_a_member_that_is_larger_than_it_may_be_is_refused_and_named(tmp_path):
+    path = write(tmp_path / "a.tar", {"a.png": b"1", "b.png": b"2" * 5000, "c.png": b"3"})
+    source = opened(path, max_bytes=1000)
+    assert len(source) == 2
+    assert source.notes[1].endswith("a.tar:b.png: it has 5,000 bytes, more than data.max_bytes = 1,000 allows")
+
+
+def test_a_damaged_shard_among_good_ones_is_left_out(tmp_path):
+    for number in range(3):
+        write(tmp_path / f"{number}.tar", {f"{number}.png": b"x"})
+    (tmp_path / "1.tar").write_bytes(b"\xff" * 2000)
+    source = opened(tmp_path)
+    assert len(source) == 2
+    assert [one.path for one in source.refused] == [str(tmp_path / "1.tar")]
+
+
 def test_a_tar_without_the_field_says_what_it_holds(tmp_path):
     path = write(tmp_path / "a.tar", {"a.txt": b"x", "b.txt": b"x", "c.pdf": b"x"})
     with pytest.raises(DataError, match=r"is image \(.png, .jpg\); it holds 2 .txt, 1 .pdf"):
