@@ -95,6 +95,17 @@ def alike(text: str) -> str:
     return said.numpy().tobytes().decode()
 
 
+def everyone(text: str) -> list[str]:
+    """What each process says, in their order, on every process."""
+    said, sizes = text.encode(), torch.zeros(world(), dtype=torch.int64)
+    sizes[rank()] = len(said)
+    sizes = total(sizes)
+    mine = torch.zeros(int(sizes.max()), dtype=torch.uint8)
+    mine[: len(said)] = torch.tensor(list(said), dtype=torch.uint8)
+    rows = gather(mine).view(world(), -1).numpy()
+    return [row[:size].tobytes().decode() for row, size in zip(rows, sizes.tolist(), strict=True)]
+
+
 def gather(x: Tensor) -> Tensor:
     """Concatenate x [B, ...], of one shape everywhere, over all processes: [world * B, ...].
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -62,7 +63,7 @@ class Run:
         self.plugins, self.config, self.objective, self.model = plugins, config, objective, model
         self.loader, self.device, self.folder, self.total = loader, device, folder, total
         self.first = self.done = 0  # the first step of this process; steps done so far
-        self.skipped: dict[int, str] = {}  # index -> reason
+        self.skipped: dict[int, str] = {}  # index -> reason, of all processes
         self.notes: list[str] = []  # what people should be told when the run starts
         self.reason: str | None = None  # why to stop early
         self.saver: Saver | None = None
@@ -242,9 +243,11 @@ def whole(x: Tensor) -> Tensor:
 
 
 def note_bad(run: Run, parts: list[Batch]) -> None:
-    """Count the samples that could not be used; past the limit, stop with the list: there may be as many to come."""
-    for part in parts:
-        run.skipped.update(part["bad"])
+    """Count the samples that could not be used, on all processes alike; past the limit, stop with the list."""
+    new = {i: why for part in parts for i, why in part["bad"].items() if i not in run.skipped}
+    if distributed.anyone(bool(new)):
+        for said in distributed.everyone(json.dumps(new)):
+            run.skipped.update({int(i): why for i, why in json.loads(said).items()})
     share, bad, of = run.config.get("data", {}).get("max_bad_fraction", 0.01), len(run.skipped), len(run.source)
     if bad > most_bad(share, of):
         listed = "\n".join(f"  {run.source.name(i)}: {why}" for i, why in list(run.skipped.items())[:20])

@@ -78,6 +78,14 @@ class Documents:
     def __getitem__(self, index: int) -> Sample:
         return {self.field: self.corpus.ids(index)}
 
+    @property
+    def left_out(self) -> list[dict[str, Any]]:
+        """What was refused when the data was opened, and samples that are no document: {"path", ..., "reason"}."""
+        place = getattr(self.documents, "place", lambda number: {"path": self.documents.name(number)})
+        reasons = self.corpus.facts.reasons.items()
+        refused: list[dict[str, Any]] = getattr(self.documents, "left_out", [])
+        return refused + [{**place(int(number)), "reason": reason} for number, reason in reasons]
+
     def name(self, index: int) -> str:
         """What the source calls the document."""
         return self.documents.name(int(self.corpus.numbers[index]))
@@ -103,6 +111,11 @@ class Packed:
     def used(self) -> float:
         """The share of all positions that hold a token."""
         return float(sum(layout.rows * layout.used for layout in self.layouts) / len(self))
+
+    @property
+    def left_out(self) -> list[dict[str, Any]]:
+        """As of the documents."""
+        return self.single.left_out
 
     def __len__(self) -> int:
         return int(self.ends[-1])

@@ -55,7 +55,9 @@ class Checkpoints:
         if done >= self.ask_at:
             wait = self._wait(done - run.first)
             due, self.ask_at = due or wait == 0, done + max(1, wait)
-        if due:
+        # Where steps are left out one after the other, the state may be useless though finite: it is not to take the
+        # place of those from before.
+        if due and bool(report.finite):
             self._save(run)
 
     @hookimpl

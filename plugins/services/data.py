@@ -81,6 +81,12 @@ class Mixture:
         piece, within = self._find(index)
         return piece.name(within)
 
+    @property
+    def left_out(self) -> list[dict[str, Any]]:
+        """Files and rows that were refused when the data was opened: {"path", "row" or nothing, "reason"}."""
+        rows = ({} if one.row is None else {"row": one.row} for one in self.refused)
+        return [{"path": one.path, **row, "reason": one.reason} for one, row in zip(self.refused, rows, strict=True)]
+
     def place(self, index: int) -> dict[str, Any]:
         """{"path"}, and where in that file it lies: {"row"}, {"member", "offset"}."""
         piece, within = self._find(index)

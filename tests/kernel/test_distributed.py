@@ -107,6 +107,7 @@ assert distributed.total(before).tolist() == [3, 3] and before.tolist() == [1, 1
 assert distributed.anyone(rank == 2) and not distributed.anyone(False)
 for text in ("gr\u00fcn", ""):
     assert distributed.alike(text if rank == 0 else f"process {rank}") == text
+assert distributed.everyone("gr\u00fcn" * rank) == ["", "gr\u00fcn", "gr\u00fcngr\u00fcn"]
 distributed.barrier()
 os._exit(0)
 """
@@ -126,6 +127,7 @@ def test_alone_nothing_is_shared():
     assert distributed.gather(x) is x
     assert distributed.total(x) is x
     assert distributed.alike("alone") == "alone"
+    assert distributed.everyone("alone") == ["alone"]
     assert distributed.anyone(True)
     assert not distributed.anyone(False)
     distributed.barrier()

@@ -83,3 +83,11 @@ def test_the_newest_are_kept(fake_run, fake_report, clock, monkeypatch):
     run = fake_run(services=[service])
     go(service, run, fake_report, clock)
     assert sorted(p.name for p in (run.folder / "checkpoints").iterdir()) == ["step-00000015", "step-00000020"]
+
+
+def test_while_steps_are_left_out_healthy_ones_stay(fake_run, fake_report, clock):
+    run, service = fake_run(total=6), Checkpoints(steps=1)
+    service.run_started(run)
+    for number in range(6):
+        service.step_finished(run, fake_report(run, number, loss=float("nan") if number in (2, 3) else 1.0))
+    assert run.saves == [1, 2, 5, 6]
