@@ -21,29 +21,34 @@ from selfsup.kernel.errors import StateError
 Fault = Callable[[Path], None]
 
 
-def measure(work: Path, full: bool) -> list[Result]:
+def measure(work: Path, full: bool) -> Iterator[Result]:
     flips, cuts, reads = (1000, 100, 1000) if full else (60, 10, 20)
-    runs.train(work / "run", "--set", "checkpoints.keep=9", steps=4).finish()
-    bench = Bench(work / "run" / "checkpoints")
+    keep = ("--set", "checkpoints.keep=9")
+    runs.train(work / "run", *keep, steps=4).finish()
+    yield from kinds(Bench(work / "run" / "checkpoints"), flips, cuts, reads, usual_flips(work / "stock", flips))
+    if full:
+        runs.torchrun(work / "split", 2, *keep, "--set", "train.parallel=fsdp", steps=4).finish()
+        yield from kinds(Bench(work / "split" / "checkpoints", "split over two processes, "), flips, cuts, reads)
+
+
+def kinds(bench: Bench, flips: int, cuts: int, reads: int, usual: str = "") -> Iterator[Result]:
+    """Every kind of damage to one checkpoint, and none."""
+    yield bench.try_all("one bit flipped", ((path, flipped(bit)) for path, bit in bench.bits(flips)), usual)
+    yield bench.try_all("a file cut short", ((path, cut(size)) for path, size in bench.sizes(cuts)))
+    yield bench.try_all("a file emptied", ((path, cut(0)) for path in bench.files()))
+    yield bench.try_all("a file deleted", ((path, Path.unlink) for path in bench.files()))
+    yield bench.try_all("a file of the step before", ((path, bench.of_the_step_before) for path in bench.changed()))
+    yield bench.try_all("two files swapped", ((path, swapped(other)) for path, other in bench.pairs()))
+    yield bench.try_all("a file added", ((path, bench.added) for path in bench.tensors()))
     alarms = sum(bool(state.newest(bench.root)[1]) for _ in range(reads))
-    whole = Result("R6", "none: a whole checkpoint is read", reads, reads - alarms, f"{alarms} false alarms")
-    usual = usual_flips(work / "stock", flips)
-    return [
-        bench.try_all("one bit flipped", ((path, flipped(bit)) for path, bit in bench.bits(flips)), usual),
-        bench.try_all("a file cut short", ((path, cut(size)) for path, size in bench.sizes(cuts))),
-        bench.try_all("a file emptied", ((path, cut(0)) for path in bench.files())),
-        bench.try_all("a file deleted", ((path, Path.unlink) for path in bench.files())),
-        bench.try_all("a file of the step before", ((path, bench.of_the_step_before) for path in bench.changed())),
-        bench.try_all("two files swapped", ((path, swapped(other)) for path, other in bench.pairs())),
-        whole,
-    ]
+    yield Result("R6", f"{bench.name}none: it is whole", reads, reads - alarms, f"{alarms} false alarms")
 
 
 class Bench:
     """The newest of several checkpoints, which is damaged again and again, and mended after each time."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, name: str = "") -> None:
+        self.root, self.name = root, name
         self.newest, self.before = state.folders(root)[:2]
         self.whole = self.newest.with_name("whole")
         shutil.copytree(self.newest, self.whole)
@@ -61,10 +66,13 @@ class Bench:
             shutil.rmtree(self.newest)
             shutil.copytree(self.whole, self.newest)
         figure = f"{named} of {count} found before a tensor was used; {used} times the one before was"
-        return Result("R6", name, count, min(named, used), figure, usual)
+        return Result("R6", f"{self.name}{name}", count, min(named, used), figure, usual)
 
     def files(self) -> list[Path]:
         return sorted(self.newest.iterdir())
+
+    def tensors(self) -> list[Path]:
+        return sorted(self.newest.glob("*.safetensors"))
 
     def changed(self) -> list[Path]:
         return [path for path in self.files() if path.read_bytes() != (self.before / path.name).read_bytes()]
@@ -85,10 +93,15 @@ class Bench:
 
     def pairs(self) -> list[tuple[Path, Path]]:
         files = self.files()
-        return [(a, b) for n, a in enumerate(files) for b in files[n + 1 :]]
+        every = [(a, b) for n, a in enumerate(files) for b in files[n + 1 :]]
+        return [(a, b) for a, b in every if a.read_bytes() != b.read_bytes()]
 
     def of_the_step_before(self, path: Path) -> None:
         shutil.copy(self.before / path.name, path)
+
+    def added(self, path: Path) -> None:
+        """Whole in itself, and of another checkpoint: a part that one more process might have written."""
+        shutil.copy(self.before / path.name, path.with_name("other.safetensors"))
 
 
 def refused(folder: Path) -> bool:

@@ -64,6 +64,7 @@ class Segment:
     end: int  # the step after which it is compared
     seconds: float  # for faults; then it is left alone
     events: list[Event] = field(default_factory=list)
+    compared: bool = False
     wrong: str | None = None
 
 
@@ -121,30 +122,40 @@ class Soak:
         return runs.train(folder, *data, **how) if processes == 1 else runs.torchrun(folder, processes, *data, **how)
 
     def results(self) -> Iterator[Result]:
-        """Go through all segments; a line for each kind of fault, and one for all."""
-        began = time.monotonic()
+        """Go through all segments; a line for each kind of fault, and one for all. Ctrl-C leaves what is done."""
+        began, stopped = time.monotonic(), None
         with disks.small(self.work / "disk", 64) if disks.missing() is None else nullcontext() as disk:
             self.folder = (disk or self.work) / "run"
-            through = all(self.go_through(number, segment) for number, segment in enumerate(self.segments))
-            loss, weights = self.gaps() if through else (math.inf, math.inf)
+            try:
+                through = all(self.go_through(number, segment) for number, segment in enumerate(self.segments))
+            except KeyboardInterrupt as cause:
+                through, stopped = False, cause
+                runs.end_all()
+            loss, weights = self.gaps() if through else (math.nan, math.nan)
             named = len(runs.newest(self.folder)[1]["skipped"]) if through else 0
-        for kind in [*self.faults, UNREADABLE, CHANGED]:
-            events = [event for segment in self.segments for event in segment.events if event.kind == kind]
-            if events:
-                wrong = "".join(f"; {event.wrong}" for event in events if event.wrong)
-                survived = sum(event.survived for event in events)
-                more = f", {named} named in the checkpoint" if kind == UNREADABLE else ""
-                yield Result("R22", kind, len(events), survived, f"went on by the same command{more}{wrong}")
-        equal = sum(segment.wrong is None for segment in self.segments)
-        wrong = "".join(f"; {segment.wrong}" for segment in self.segments if segment.wrong)
+        tried = [segment for segment in self.segments if segment.compared or segment.wrong]
+        yield from self.kinds_of(tried, named)
+        wrong = "".join(f"; {segment.wrong}" for segment in tried if segment.wrong)
         figure = (
             f"bitwise equal to a copy that nothing disturbed; goodput {self.useful / max(self.wall, 1e-9):.0%} of "
             f"{self.wall / 60:.1f} minutes under faults; at the end the mean loss is {loss:.2%} from that of a run "
             f"that never changed its number of processes, and the weights {weights:.1e}{wrong}"
         )
-        survived = equal if loss < TOLERANCE else 0
+        equal = sum(segment.wrong is None for segment in tried)
         minutes = (time.monotonic() - began) / 60
-        yield Result("R22", f"segments of one run, {minutes:.0f} minutes", len(self.segments), survived, figure)
+        survived = equal if stopped or loss < TOLERANCE else 0
+        yield Result("R22", f"segments of one run, {minutes:.0f} minutes", len(tried), survived, figure)
+        if stopped:
+            raise stopped
+
+    def kinds_of(self, tried: list[Segment], named: int) -> Iterator[Result]:
+        for kind in [*self.faults, UNREADABLE, CHANGED]:
+            events = [event for segment in tried for event in segment.events if event.kind == kind]
+            if events:
+                wrong = "".join(f"; {event.wrong}" for event in events if event.wrong)
+                more = f", {named} named in the checkpoint" if kind == UNREADABLE else ""
+                survived = sum(event.survived for event in events)
+                yield Result("R22", kind, len(events), survived, f"went on by the same command{more}{wrong}")
 
     def go_through(self, number: int, segment: Segment) -> bool:
         """Disturb the run until the segment ends, then take its copies there; False if it does not get there."""
@@ -159,11 +170,13 @@ class Soak:
             self.disturb(segment)
         except (runs.Hung, RuntimeError, TimeoutExpired) as cause:
             segment.wrong = f"after {[event.kind for event in segment.events][-3:]}: {str(cause)[-600:]}"
+            for event in segment.events:
+                event.survived = False
             return False
         self.wall += time.monotonic() - began
         for folder, processes in ((copy, segment.processes), (steady, 1))[: len(self.segments)]:
             self.start(folder, processes, segment.end).wait()
-        segment.wrong = runs.difference(self.folder, copy)
+        segment.wrong, segment.compared = runs.difference(self.folder, copy), True
         self.useful += pace_of(copy, first) * (segment.end - first)
         for event in segment.events:
             event.survived = event.survived and segment.wrong is None

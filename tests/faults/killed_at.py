@@ -51,8 +51,9 @@ def moments() -> dict[str, Moment]:
     """All of them, by name. Each comes in a run that the one before it killed."""
     import torch
 
-    from selfsup.cli import outcome, run_claim
+    from selfsup.cli import outcome
     from selfsup.kernel import compose, loader, loop, saving, state
+    from selfsup.plugins.common import status
     from selfsup.plugins.services import metrics, validation
 
     manifest = named("manifest.json")
@@ -78,7 +79,7 @@ def moments() -> dict[str, Moment]:
         "before old ones are deleted": Moment("before", state, "retain", often=True),
         "while old ones are deleted": Moment("after", state.shutil, "rmtree", begins("step-"), often=True),
         "before the outcome is written": Moment("before", outcome, "_replace", named("outcome.json")),
-        "before the end": Moment("before", run_claim.Claim, "write", done),
+        "before the end": Moment("before", status, "write", done),
         "at the end": Moment("after", loop, "train"),
     }
 
