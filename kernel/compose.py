@@ -17,7 +17,7 @@ from .config import SECTIONS, Settings, TrainOptions, check, merge, nest, read_t
 from .contracts import Modality, Objective, Raw, Tower
 from .discovery import Plugins
 from .errors import ConfigError, DataError, StateError, nearest
-from .loader import Loader, Reader, Source, to_device
+from .loader import Endless, Loader, Reader, Source, to_device
 from .loop import Run
 from .precision import compile_units, pick_device
 
@@ -117,6 +117,8 @@ def open_source(plugins: Plugins, settings: Settings, kinds: Mapping[str, Modali
     source: Source | None = plugins.hook.open_data(paths=list(paths), modalities={m.field: m for m in kinds.values()})
     if source is None:
         raise DataError("no service opens data: the service `data` is disabled, and no other one answered")
+    if isinstance(source, Endless):
+        source.seed = settings["train"]["seed"]
     for modality in kinds.values():
         if distributed.rank() == 0:
             modality.learn(source)
@@ -171,6 +173,8 @@ def start(
     _recall(kinds, given[1] if given else state.facts(kept) if kept else {})
     source = open_source(plugins, settings, kinds, settings.get("data", {}).get("paths", []))
     source = rows(settings, kinds, source, folder)
+    if isinstance(source, Endless) and not options["steps"]:
+        raise ConfigError("a stream has no end, so train.epochs says nothing of it; name the steps, as in --steps 1000")
     objective = build(plugins, settings, kinds).to(device).train()
     loader = _loader(settings, source, kinds, objective)
     if weights_from and given:
@@ -198,7 +202,9 @@ def _loader(settings: Settings, source: Any, kinds: dict[str, Modality], objecti
     options, data = settings["train"], settings.get("data", {})
     workers = data.get("workers", "auto")
     if workers == "auto":
-        workers = min(8, (os.cpu_count() or 1) // (2 * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+        # A source may say that more workers would not make it quicker.
+        most = getattr(source, "workers", 8)
+        workers = min(most, (os.cpu_count() or 1) // (2 * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     reader = Reader(source, kinds, objective.collator(**kinds), options["seed"])
     loader = Loader(
         reader, batch=options["batch"], microbatch=options["microbatch"], workers=workers, timeout=options["timeout"]
@@ -211,9 +217,10 @@ def _loader(settings: Settings, source: Any, kinds: dict[str, Modality], objecti
     if options["batch"] > len(source):
         others = {name: recipe for name, recipe in objective.presets.items() if name != settings["preset"]}
         fitting = [name for name, recipe in others.items() if recipe.get("train.batch", math.inf) <= len(source)]
+        of = "the window of the stream" if isinstance(source, Endless) else "the data"
         smaller = "".join(f", or --preset {name}" for name in fitting)
         raise ConfigError(
-            f"a batch of {options['batch']} is larger than the data, which has {len(source)} samples; "
+            f"a batch of {options['batch']} is larger than {of}, which has {len(source)} samples; "
             f"choose --batch {len(source)} or less{smaller}"
         )
     return loader

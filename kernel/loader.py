@@ -59,6 +59,25 @@ class Relaid(Protocol):
         """The sample of this number, the data having been gone through `turn` times before."""
 
 
+@runtime_checkable
+class Endless(Relaid, Protocol):
+    """A source that is read front to back and has no end: `len` samples at a time are shuffled among each other, its
+    window, and `at(index, turn)` is one of the window number `turn`. `name` takes an id here, as `tag` makes it.
+    """
+
+    seed: int  # of the order in which shards are read
+    seen: float  # how many samples those are of which this process would have found the unusable ones
+
+    def where(self, ident: int) -> str:
+        """What a person finds a sample by that `at` gave: a row of a file."""
+
+    def news(self) -> tuple[Any, Mapping[int, str]]:
+        """Where the newest windows begin, as JSON, and {id: reason} of what was found unusable in reading them."""
+
+    def recall(self, marks: Any) -> None:
+        """Take back where windows begin, so that what lies before them need not be read again."""
+
+
 class Order:
     """Which sample stands at each place of the endless global order.
 
@@ -106,7 +125,7 @@ class Reader(Dataset[Batch]):
         self.order = Order(source.parts, seed)
 
     def __getitem__(self, places: Sequence[int]) -> Batch:
-        """The batch, with "ids" [B], "amount" {unit: how much} and "bad" {index: reason} beside its signals."""
+        """The batch, with "ids" [B], "amount" {unit: how much} and "bad" {key: reason} beside its signals."""
         bad: dict[int, str] = {}
         found = [
             self._usable(place, int(ident), bad)
@@ -118,7 +137,15 @@ class Reader(Dataset[Batch]):
         for name, modality in self.modalities.items():
             if modality.unit and isinstance(batch.get(name), Signal):
                 amount[modality.unit] = amount.get(modality.unit, 0.0) + modality.amount(batch[name])
-        return {**batch, "ids": ids, "amount": amount, "bad": bad}
+        out = {**batch, "ids": ids, "amount": amount, "bad": bad}
+        if isinstance(self.source, Endless):
+            out["marks"], unusable = self.source.news()
+            bad.update(unusable)
+        return out
+
+    def key(self, ident: int) -> int:
+        """What `source.name` and lists of bad samples know a sample by: its index or, of an endless source, its id."""
+        return ident if isinstance(self.source, Endless) else int(untag(ident)[1])
 
     def read(self, ident: int) -> Sample:
         """Decode one sample: {tower: raw}. BadSample says why it cannot be used."""
@@ -136,7 +163,8 @@ class Reader(Dataset[Batch]):
             try:
                 return ident, self.read(ident)
             except BadSample as why:
-                bad[int(untag(ident)[1])] = str(why)
+                where = f"{self.source.where(ident)}: " if isinstance(self.source, Endless) else ""
+                bad[self.key(ident)] = f"{where}{why}"
                 ident = self.order.instead(place, attempt)
         reasons = "\n".join(f"  {self.source.name(i)}: {why}" for i, why in list(bad.items())[:10])
         raise DataError(f"{len(bad)} samples in a row cannot be used:\n{reasons}")
@@ -178,6 +206,9 @@ class Loader:
                 parts = [next(batches) for _ in self.places(step)]
                 for error in (part for part in parts if isinstance(part, SelfsupError)):
                     raise error
+                if isinstance(self.reader.source, Endless):
+                    for part in parts:
+                        self.reader.source.recall(part.pop("marks"))
                 yield parts
         finally:
             del batches  # ends the workers now, though the traceback of an error may keep this frame alive

@@ -23,7 +23,7 @@ from .config import Settings
 from .contracts import Batch, Loss, Objective, Step
 from .discovery import Plugins
 from .errors import DataError, StateError, allow_bad, most_bad
-from .loader import SIGNALS, Loader, to_device
+from .loader import SIGNALS, Endless, Loader, to_device
 from .precision import autocast
 from .random import key_of
 from .saving import Saver
@@ -115,6 +115,8 @@ class Run:
         tensors = {"model": dcp.get_model_state_dict(self.objective), "optimizer": moments}
         facts = {"settings": self.config, "optimizer": optimizer["param_groups"], "skipped": self.skipped}
         facts["modality"] = {tower: dict(kind.files()) for tower, kind in self.loader.reader.modalities.items()}
+        if isinstance(self.source, Endless):
+            facts["marks"] = self.source.news()[0]
         self.saver = self.saver or Saver(self.folder / "checkpoints")
         self.saver.begin(self.done, tensors, facts, self.parameter_names)
         return self.saved(wait=True) if wait else None
@@ -146,6 +148,8 @@ class Run:
         self.optimizer.load_state_dict({"state": dict(sorted(kept.items())), "param_groups": groups})
         self.first = self.done = int(facts["step"])
         self.skipped = {int(index): reason for index, reason in facts["skipped"].items()}
+        if "marks" in facts:
+            self.source.recall(facts["marks"])
 
 
 def train(run: Run) -> str:
@@ -248,7 +252,8 @@ def note_bad(run: Run, parts: list[Batch]) -> None:
     if distributed.anyone(bool(new)):
         for said in distributed.everyone(json.dumps(new)):
             run.skipped.update({int(i): why for i, why in json.loads(said).items()})
-    share, bad, of = run.config.get("data", {}).get("max_bad_fraction", 0.01), len(run.skipped), len(run.source)
+    share, bad = run.config.get("data", {}).get("max_bad_fraction", 0.01), len(run.skipped)
+    of = int(run.source.seen) if isinstance(run.source, Endless) else len(run.source)
     if bad > most_bad(share, of):
         listed = "\n".join(f"  {run.source.name(i)}: {why}" for i, why in list(run.skipped.items())[:20])
         raise DataError(

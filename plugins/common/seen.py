@@ -14,7 +14,6 @@ from selfsup.kernel.contracts import Modality, Objective, Shown, Step
 from selfsup.kernel.discovery import Plugins
 from selfsup.kernel.errors import ContractError
 from selfsup.kernel.loader import Reader, Source, to_device
-from selfsup.kernel.random import untag
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def see(
             shown = objective.show(to_device(batch, device), step, guess=guess)
     finally:
         objective.train(training)
-    names = [rows.name(int(untag(ident)[1])) for ident in batch["ids"].tolist()]
+    names = [rows.name(reader.key(ident)) for ident in batch["ids"].tolist()]
     for caption, values in shown.items():
         if len(values) != len(names):
             raise ContractError(f"the objective shows {len(values)} times {caption!r} for {len(names)} samples")

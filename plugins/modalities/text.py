@@ -31,9 +31,11 @@ from selfsup.plugins.common import standard_library, vocabulary_training
 from selfsup.plugins.common.corpus import Corpus, left_out, open_corpus
 from selfsup.plugins.common.packing import Layout
 from selfsup.plugins.common.plain_text import decode, text_of
+from selfsup.plugins.common.token_flow import Reading, documents_of, rows_of
 from selfsup.plugins.common.token_rows import Documents, Frame, Packed, Row
 from selfsup.plugins.common.token_stem import Tokens
 from selfsup.plugins.common.vocabulary import Vocabulary, pieces
+from selfsup.plugins.common.windows import Windows
 
 SAMPLE = 100_000_000  # characters that a tokenizer is learned from, at most
 WELL_USED = 0.9  # share of positions; below it, people are told what to change
@@ -142,7 +144,15 @@ class Text(Modality):
         return torch.from_numpy(ids[: self.length].astype(np.int64))
 
     def rows(self, source: Source, seed: int, folder: Path | None, max_bad_fraction: float) -> Source:
-        """Tokenise everything once; then rows of `length`, or with `pack` off the documents one by one."""
+        """Tokenise everything once; then rows of `length`, or with `pack` off the documents one by one.
+
+        A stream is tokenised as it comes.
+        """
+        if isinstance(source, Windows):
+            reading = Reading(self.field, self.vocabulary, self.max_bytes)
+            if not self.pack:
+                return documents_of(source, reading)
+            return rows_of(source, reading, self.frame, self.length, self.pieces)
         corpus = open_corpus(source, self.field, self.max_bytes, self.vocabulary, folder)
         notes = [*source.notes, *self._counted(corpus), *left_out(corpus, source, max_bad_fraction)]
         single = Documents(self.field, corpus, source, notes)

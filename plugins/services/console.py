@@ -20,6 +20,7 @@ from rich.text import Text
 from selfsup.kernel import distributed
 from selfsup.kernel.config import about
 from selfsup.kernel.hookspecs import hookimpl
+from selfsup.kernel.loader import Endless
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -164,8 +165,8 @@ def opening(run: Run) -> list[tuple[str, str]]:
     several = f" x {distributed.world()} ({options['parallel']})" if distributed.world() > 1 else ""
     lines = [(config["objective"]["name"], f"{parts}, preset {config['preset']}")]
     lines += [("data" if not n else "", note) for n, note in enumerate(run.source.notes)]
-    epochs = run.total * run.batch / len(run.source)
-    lines += [("train", f"{run.total:,} steps of {run.batch:,} samples, {epochs:,.3g} epochs, seed {run.seed}")]
+    turns, of = run.total * run.batch / len(run.source), "windows" if isinstance(run.source, Endless) else "epochs"
+    lines += [("train", f"{run.total:,} steps of {run.batch:,} samples, {turns:,.3g} {of}, seed {run.seed}")]
     describe = getattr(run.plugins.manager.get_plugin("optimizer"), "describe", None)
     lines += [("optimizer", str(describe(run.batch)))] if describe else []
     lines += [("device", f"{run.device}{several}, {precision}")]

@@ -24,6 +24,7 @@ from selfsup.kernel.loader import Part, Source
 
 from .data_files import Fields, Names, Options, find_files, kinds_of, open_files, says_about
 from .data_refused import Limits, Refused
+from .data_streams import stream_hub, stream_tables, stream_tars, windows
 from .data_tables import READERS, open_hub, open_tables, suffix_of
 from .data_tars import open_tars
 
@@ -132,7 +133,7 @@ class BuiltIn:
 class Data:
     """The service that opens --data."""
 
-    fixed = ("paths", "column")  # a run that is resumed sees the same samples
+    fixed = ("paths", "column", "stream")  # a run that is resumed sees the same samples
 
     def __init__(
         self,
@@ -155,13 +156,21 @@ class Data:
         max_bytes: Annotated[int, about("of a row of a table or a member of a tar; a larger one is bad", ge=1)] = 10**9,
         max_ratio: Annotated[float, about("bytes unpacked for each that a .gz or parquet file has", gt=1)] = 200,
         max_memory: Annotated[float, about("bytes of memory that opening a table may take", ge=1e8)] = 8e9,
+        stream: Annotated[
+            int | None,
+            about("read tables and tars front to back, shuffling so many samples at a time; None: no stream", ge=1),
+        ] = None,
     ) -> None:
         self.paths, self.workers, self.max_bad_fraction = paths, workers, max_bad_fraction
+        self.stream = stream
         self.options = Options(column, label, cache, max_bad_fraction, Limits(max_bytes, max_ratio, max_memory))
 
     @hookimpl(trylast=True)
     def open_data(self, paths: Sequence[str], modalities: Mapping[str, Modality]) -> Source:
         """The samples behind `paths`; the built-in sample if there are none."""
+        window = self.stream if list(paths) == self.paths else None  # data to validate on is always whole
+        if window and not paths:
+            raise DataError("data.stream says how the data is read, and no data was named; name it with --data")
         if not paths:
             if len(modalities) > 1:
                 raise DataError(
@@ -173,6 +182,12 @@ class Data:
         if any(w is None for w in weights) and any(w is not None for w in weights):
             bare = next(path for path, weight in specs if weight is None)
             raise DataError(f"either every --data has a weight or none; {bare!r} has none")
+        if window:
+            if None in weights and len(weights) > 1:
+                example = " ".join(f"--data {path}@1" for path, _ in specs)
+                raise DataError(f"nobody knows how long streams are, so each needs its share, as in {example}")
+            flows = [open_path(path, modalities, self.options, stream=True) for path, _ in specs]
+            return windows(flows, [w or 1.0 for w in weights], window, [path for path, _ in specs])
         pieces = [open_path(path, modalities, self.options) for path, _ in specs]
         shares = [w or len(p) for w, p in zip(weights, pieces, strict=True)]
         mix = ", ".join(f"{100 * s / sum(shares):.3g} % {path}" for s, (path, _) in zip(shares, specs, strict=True))
@@ -189,10 +204,10 @@ def split_weight(spec: str) -> tuple[str, float | None]:
     return os.path.expanduser(path), float(number)
 
 
-def open_path(where: str, modalities: Fields, options: Options) -> Piece:
-    """What one --data names; DataError says what is there instead."""
+def open_path(where: str, modalities: Fields, options: Options, stream: bool = False) -> Any:
+    """What one --data names, a `Piece` or, read front to back, a `Flow`; DataError says what is there instead."""
     if _on_hub(where):
-        return open_hub(where, modalities, options)
+        return (stream_hub if stream else open_hub)(where, modalities, options)
     root, files = find_files(where)
     tables = {suffix: [f for f in files if suffix_of(f) == suffix] for suffix in READERS}
     kinds = {suffix: found for suffix, found in tables.items() if found}
@@ -201,6 +216,8 @@ def open_path(where: str, modalities: Fields, options: Options) -> Piece:
     suffixes = tuple(suffix for m in modalities.values() for suffix in m.suffixes)
     # A README.md beside tables is no data.
     if any(file.lower().endswith(suffixes) and not (kinds and says_about(file)) for file in files):
+        if stream:
+            raise DataError(f"data.stream reads tables and tars, and {where!r} holds files of their own; leave it out")
         return open_files(where, root, files, modalities, options)
     if len(kinds) > 1:
         kinds.pop(".json", None)  # what lies beside other tables describes them
@@ -216,6 +233,8 @@ def open_path(where: str, modalities: Fields, options: Options) -> Piece:
             f"and from tables ({', '.join(READERS)}) and .tar shards"
         )
     suffix, found = next(iter(kinds.items()))
+    if stream:
+        return (stream_tars if suffix == ".tar" else stream_tables)(where, found, modalities, options)
     return (open_tars if suffix == ".tar" else open_tables)(where, root, found, modalities, options)
 
 

@@ -102,12 +102,12 @@ class Rows:
 
 def open_tables(where: str, root: str, files: Sequence[str], modalities: Fields, options: Options) -> Rows:
     """The rows of local table files of one kind; files and rows that cannot be read are left out, and named."""
-    datasets = _library(where)
+    datasets = library(where)
     refused, notes = check_sums(root, files)
     check_share(refused, len(files), options.share, "files")
     wrong = {one.path for one in refused}
     cache = Path(options.cache or datasets.config.HF_DATASETS_CACHE)
-    with _quiet(datasets), little_memory(options.limits.memory):
+    with quiet(datasets), little_memory(options.limits.memory):
         looked = [_looked(file, cache, options.limits) for file in files if file not in wrong]
         refused += [found for found in looked if isinstance(found, Refused)]
         sound = [found for found in looked if isinstance(found, Sifted) and found.rows]
@@ -136,7 +136,7 @@ def _looked(file: str, cache: Path, limits: Limits) -> Sifted | Refused:
     try:
         return _footer(file, limits) if kind == "parquet" else sift(file, kind, cache, limits)
     except Exception as cause:  # a damaged footer raises whatever the library does
-        return Refused(file, str(cause) if isinstance(cause, DataError) else _innermost(cause))
+        return Refused(file, str(cause) if isinstance(cause, DataError) else innermost(cause))
 
 
 def _footer(file: str, limits: Limits) -> Sifted:
@@ -156,7 +156,7 @@ def _footer(file: str, limits: Limits) -> Sifted:
 
 def open_hub(where: str, modalities: Fields, options: Options) -> Rows:
     """USER/NAME or USER/NAME:SPLIT on the hub; the split is `train` unless it is named."""
-    datasets = _library(where)
+    datasets = library(where)
     name, _, split = where.partition(":")
     try:
         # Releases of the library before 4 would ask whether to run a script that comes with the data.
@@ -164,9 +164,9 @@ def open_hub(where: str, modalities: Fields, options: Options) -> Rows:
     except Exception as cause:  # whatever the network, the hub and a builder may raise
         raise DataError(
             f"there is no file or folder {where!r}, and the hub does not give a data set of that name: "
-            f"{_innermost(cause)}"
+            f"{innermost(cause)}"
         ) from cause
-    with _quiet(datasets):
+    with quiet(datasets):
         full = f"{name}:{split or 'train'}"
         size = megabytes(table.dataset_size or 0)
         return _rows(full, table, [full], np.zeros(1, np.int64), modalities, options, size)
@@ -178,7 +178,7 @@ def _read(datasets: Any, found: Sequence[Sifted], cache: str | None) -> list[Any
         return _together(datasets, found, cache) if found else []
     except Exception as cause:  # a builder raises whatever its parser does
         if len(found) == 1:
-            return [Refused(found[0].file, _innermost(cause))]
+            return [Refused(found[0].file, innermost(cause))]
     return [table for one in found for table in _read(datasets, [one], cache)]
 
 
@@ -206,7 +206,7 @@ def _rows(
     options: Options,
     size: str,
 ) -> Rows:
-    columns = {name: _column(where, table, name, m, options.column) for name, m in modalities.items()}
+    columns = {name: column_of(where, table.column_names, name, m, options.column) for name, m in modalities.items()}
     rows = np.arange(len(table))
     reasons: dict[str, list[str]] = {}
     paths: dict[str, list[str]] = {}
@@ -224,7 +224,7 @@ def _rows(
     labels, origin = _labels(where, table, next(iter(columns.values())), options)
     rows = rows[here]
     out = Rows(
-        _undecoded(table.select_columns(sorted(set(columns.values())))),
+        undecoded(table.select_columns(sorted(set(columns.values())))),
         columns,
         {name: np.array([os.fsencode(found[i]) for i in rows]) for name, found in paths.items()},
         rows,
@@ -241,9 +241,8 @@ def _rows(
     return out
 
 
-def _column(where: str, table: Any, name: str, modality: Modality, asked: str | None) -> str:
+def column_of(where: str, known: Sequence[str], name: str, modality: Modality, asked: str | None) -> str:
     """The column that holds a field: the one asked for, or found by its usual names."""
-    known = list(table.column_names)
     if asked is not None:
         if asked not in known:
             raise DataError(f"{where!r} has no column {asked!r}; {_nearest(asked, known)}")
@@ -310,7 +309,7 @@ def _by_name(folder: str) -> dict[str, list[str]]:
 def _labels(where: str, table: Any, data: str, options: Options) -> tuple[Names | None, str]:
     """(labels, what they come from)."""
     if options.pattern:
-        names = [_file_name(value) for value in _undecoded(table.select_columns([data]))[data]]
+        names = [_file_name(value) for value in undecoded(table.select_columns([data]))[data]]
         return options.from_names(names, where), "by file name"
     asked, known = options.label, table.column_names
     column = asked or next((c for c in LABEL_COLUMNS if c in known and c != data), None)
@@ -333,15 +332,16 @@ def _file_name(value: Any) -> str:
     return name if isinstance(name, str) else ""
 
 
-def _undecoded(table: Any) -> Any:
+def undecoded(table: Any) -> Any:
     """The same table with images and sound as they are stored."""
-    for column, kind in table.features.items():
+    for column, kind in (table.features or {}).items():  # a stream may not know them
         if getattr(kind, "decode", False) and type(kind).__name__ != "Json":  # a column of several types is text else
             table = table.cast_column(column, type(kind)(decode=False))
     return table
 
 
-def _library(where: str) -> Any:
+def library(where: str) -> Any:
+    """The library `datasets`."""
     try:
         import datasets
     except ImportError:
@@ -350,7 +350,7 @@ def _library(where: str) -> Any:
 
 
 @contextmanager
-def _quiet(datasets: Any) -> Iterator[None]:
+def quiet(datasets: Any) -> Iterator[None]:
     """No progress bars and log lines of `datasets` meanwhile: notes and errors say what there is to say."""
     bars, level = not datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
@@ -363,7 +363,7 @@ def _quiet(datasets: Any) -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _innermost(cause: BaseException) -> str:
+def innermost(cause: BaseException) -> str:
     """The first line of what went wrong first."""
     while cause.__cause__ is not None:
         cause = cause.__cause__

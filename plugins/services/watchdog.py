@@ -91,7 +91,7 @@ def facts(run: Run, report: Report) -> dict[str, Any]:
     broken = (~report.norms.isfinite()).tolist()
     epochs, indices = untag(report.ids)
     samples = [
-        {"id": ident, "epoch": epoch, "index": index, "name": run.source.name(index)}
+        {"id": ident, "epoch": epoch, "index": index, "name": run.source.name(run.loader.reader.key(ident))}
         for ident, epoch, index in zip(report.ids.tolist(), epochs.tolist(), indices.tolist(), strict=True)
     ]
     numbers = {"step": report.step.number, "loss": float(report.loss), "norm": float(report.norm)}

@@ -15,6 +15,7 @@ from torch import nn
 
 from selfsup.kernel import Signal, Step, compose
 from selfsup.kernel.loop import Report
+from selfsup.kernel.random import untag
 
 spec = importlib.util.spec_from_file_location("measured_toys", Path(__file__).with_name("measured_toys.py"))
 measured_toys = importlib.util.module_from_spec(spec)
@@ -62,11 +63,12 @@ def fake_run(tmp_path):
         }
         signal = Signal(torch.arange(6.0).reshape(2, 3).T)  # not contiguous, on purpose
         read = lambda step: [{"encoder": signal, "ids": torch.tensor([4, 5]), "amount": {}, "bad": {}}]  # noqa: E731
+        reader = SimpleNamespace(key=lambda ident: untag(ident)[1])
         plugins = SimpleNamespace(manager=SimpleNamespace(get_plugin=lambda name: None))
         return FakeRun(
             config=config, plugins=plugins, objective=objective, optimizer=optimizer, source=Source(), folder=folder,
-            loader=SimpleNamespace(read=read), device=torch.device("cpu"), seed=3, first=first, total=total, batch=2,
-            done=first, notes=[], reason=None, saves=[], services=services,
+            loader=SimpleNamespace(read=read, reader=reader), device=torch.device("cpu"), seed=3,
+            first=first, total=total, batch=2, done=first, notes=[], reason=None, saves=[], services=services,
             parameter_names=[name for name, _ in objective.named_parameters()],
         )  # fmt: skip
 
