@@ -256,6 +256,9 @@ def _resume(run: Run, kept: Path) -> None:
             f"{name} was {old!r} when this run began and is {new!r} now, which would make it another run; "
             f"leave it as it was, or begin anew with --from {run.folder} and another --out"
         )
+    have = {name: torch.empty(size, device="meta") for name, (size, _) in state.contents(kept)["model"].items()}
+    if why := _misfit(have, run.objective.state_dict()):
+        raise StateError(f"the checkpoint {kept} does not fit this model: {why}")
     run.restore(kept)
     run.notes.append(f"resumed at step {run.first} of {run.total}")
 

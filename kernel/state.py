@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 import xxhash
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load as fill
@@ -51,13 +52,24 @@ def facts(folder: Path) -> dict[str, Any]:
 
 
 def contents(folder: Path) -> dict[str, dict[str, tuple[torch.Size, torch.dtype]]]:
-    """The (size, dtype) of each tensor as a whole, by "model" or "optimizer" and its name."""
-    known: Any = HuggingFaceStorageReader(str(folder)).read_metadata()
+    """The (size, dtype) of each tensor as a whole, by "model" or "optimizer" and its name.
+
+    Raises StateError if a header lies: a digest that fits says that a file is whole, not that it is honest.
+    """
+    try:
+        known: Any = HuggingFaceStorageReader(str(folder)).read_metadata()
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as cause:
+        raise StateError(f"the checkpoint {folder} cannot be read: {type(cause).__name__}: {cause}") from cause
     found: dict[str, dict[str, tuple[torch.Size, torch.dtype]]] = {"model": {}}
+    parts: dict[str, int] = {}
     for index, info in sorted(known.storage_data.items(), key=lambda pair: pair[0].fqn):
         group = Path(info.relative_path).name.partition(".")[0].partition("-")[0]
         tensor = known.state_dict_metadata[index.fqn]
         found.setdefault(group, {})[index.fqn] = (tensor.size, tensor.properties.dtype)
+        parts[index.fqn] = parts.get(index.fqn, 0) + info.shape.numel()
+    for name, tensor in known.state_dict_metadata.items():
+        if parts[name] != tensor.size.numel():
+            raise StateError(f"the checkpoint {folder} cannot be read: the parts of {name} are not the whole of it")
     return found
 
 

@@ -215,6 +215,20 @@ def test_a_resume_never_begins_anew_over_damaged_checkpoints(toys, tmp_path):
         start(toys, tmp_path, resume=True)
 
 
+def test_a_checkpoint_of_another_shape_is_refused_by_name(toys, tmp_path, monkeypatch):
+    loop.train(start(toys, tmp_path, listener=Listener(2, lambda run: (run.save(), run.stop("test")))))
+    build = compose.build
+
+    def changed(*given):  # a plugin that was changed since
+        objective = build(*given)
+        objective.head = torch.nn.Linear(8, 5)
+        return objective
+
+    monkeypatch.setattr(compose, "build", changed)
+    with pytest.raises(StateError, match=r"step-00000002 does not fit this model: .*head\.weight"):
+        start(toys, tmp_path, resume=True)
+
+
 def test_a_process_that_does_not_find_the_checkpoint_of_the_first_one_does_not_begin(toys, tmp_path, monkeypatch):
     monkeypatch.setattr("selfsup.kernel.distributed.rank", lambda: 1)
     monkeypatch.setattr("selfsup.kernel.distributed.alike", lambda _: '["step-00000002"]')

@@ -85,3 +85,47 @@ def test_a_checkpoint_holds_no_pickle(root):
     folder = saving.save(root, 1, tensors(), {"settings": {}})
     assert {p.suffix for p in folder.iterdir()} == {".safetensors", ".json"}
     assert json.loads((folder / "manifest.json").read_text())["schema"] == state.SCHEMA
+
+
+def forged(folder, name, content):
+    """The checkpoint with another file, and with digests that fit."""
+    (folder / name).write_bytes(content)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest.pop("digest")
+    manifest["files"][name] = {"size": len(content), "xxh3_128": state.digest(folder / name)}
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "digest": state.digest_of(manifest)}))
+    assert state.verify(folder) is None
+
+
+def header(**tensors):
+    text = json.dumps(tensors).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+LIES = {
+    "longer than the file": (1 << 62).to_bytes(8, "little") + b"{}",
+    "no JSON": header()[:8] + b"[[",
+    "a shape beyond memory": header(w={"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}),
+    "an overlap": header(
+        a={"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+        b={"dtype": "F32", "shape": [2], "data_offsets": [4, 12]},
+    )
+    + bytes(12),
+    "parts that are not there": header(
+        __metadata__={saving.SPLIT: json.dumps({"w": {"saved_offsets": [1 << 40]}})},
+        w={"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+    )
+    + bytes(8),
+    "parts without a place": header(
+        __metadata__={saving.SPLIT: "{}"}, w={"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+    )
+    + bytes(8),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_header_that_lies_is_refused_though_its_digest_fits(root, lie):
+    folder = saving.save(root, 1, tensors(), {})
+    forged(folder, "model.safetensors", LIES[lie])
+    with pytest.raises(StateError, match="cannot be read"):
+        state.load(folder)
