@@ -35,7 +35,14 @@ def plugins_of(context: click.Context) -> Plugins:
 
 def rows(plugins: Plugins, kind: str) -> list[Row]:
     """All plugins of a kind, with those that cannot be used and why."""
-    return [row(plugins, kind, name) for name in plugins.names(kind)]
+    out = []
+    for name in plugins.names(kind):
+        out.append(row(plugins, kind, name))
+        for found in plugins.claims(kind, name) if not out[-1].broken else []:
+            if found.distribution != out[-1].distribution:
+                taken = f"{found.name!r} is a name of {out[-1].distribution}"
+                out.append(Row(found.full_name, found.distribution, taken, broken=True))
+    return out
 
 
 def row(plugins: Plugins, kind: str, name: str) -> Row:
@@ -50,7 +57,7 @@ def row(plugins: Plugins, kind: str, name: str) -> Row:
 def _summary(found: Found) -> tuple[str, bool]:
     try:
         return found.summary(), False
-    except (SyntaxError, ValueError, OSError) as cause:
+    except Exception as cause:  # whatever a stranger's file makes Python's parser say
         return f"cannot be read: {type(cause).__name__}: {cause}", True
 
 
@@ -59,7 +66,9 @@ def complete_names(kind: str) -> Complete:
 
     def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
         plugins = plugins_of(context)
-        names = [name for name in plugins.names(kind) if name.startswith(incomplete)]
+        plain = plugins.names(kind)
+        full = [f.full_name for name in plain if len(claims := plugins.claims(kind, name)) > 1 for f in claims]
+        names = [name for name in (*plain, *full) if name.startswith(incomplete)]
         return [CompletionItem(name, help=row(plugins, kind, name).summary) for name in names]
 
     return complete

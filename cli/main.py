@@ -16,8 +16,10 @@ from typing import NoReturn
 
 import click
 
+from selfsup.kernel.discovery import Plugins
 from selfsup.kernel.errors import PluginError, SelfsupError, nearest
 
+from .blame import culprit
 from .installed import plugins_of, rows
 
 
@@ -31,7 +33,7 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the command of this name; None if there is none."""
         plugins = plugins_of(ctx)
-        if cmd_name not in plugins.names("commands"):
+        if not plugins.claims("commands", cmd_name):
             return None
         command = plugins.load("commands", cmd_name)
         if not isinstance(command, click.Command):
@@ -72,19 +74,23 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and end the process."""
     given = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in given
+    given = [*(["--debug"] if debug else []), *(a for a in given if a != "--debug")]
+    plugins = Plugins()
     try:
-        code = ssl.main([a for a in given if a != "--debug"], prog_name="ssl", standalone_mode=False)
-    except Exception as error:
-        if debug:
-            raise
-        code = report(error)
+        code = ssl.main(given, prog_name="ssl", standalone_mode=False, obj=plugins)
     except KeyboardInterrupt:
         say("interrupted")
         code = 130
+    except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and culprit(plugins, error) is None:
+            raise  # click's own, for completion
+        if debug:
+            raise
+        code = report(error, plugins)
     leave(code if isinstance(code, int) else 0)
 
 
-def report(error: Exception) -> int:
+def report(error: BaseException, plugins: Plugins) -> int:
     """Say what went wrong, for people, on stderr; return the exit code."""
     match error:
         case click.Abort():  # what click makes of Ctrl-C
@@ -99,8 +105,11 @@ def report(error: Exception) -> int:
             say(f"error: {error.format_message()}")
         case SelfsupError():
             say(f"error: {error}")
+            if getattr(error, "by", None) is not None and (found := culprit(plugins, error)):
+                say(f"       that is {found}")
         case _:
-            say(f"error: {type(error).__name__}: {error}")
+            found = culprit(plugins, error)
+            say(f"error: {f'{found} failed: ' if found else ''}{type(error).__name__}: {error}")
             say("       this was not foreseen; --debug shows where it happened")
     return 1
 

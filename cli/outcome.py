@@ -26,11 +26,13 @@ import torch
 from selfsup.kernel import distributed
 from selfsup.kernel.config import to_toml
 from selfsup.kernel.discovery import SINGULAR
-from selfsup.kernel.errors import SelfsupError, StateError
+from selfsup.kernel.errors import ConfigError, SelfsupError, StateError
 from selfsup.kernel.hookspecs import hookimpl
 from selfsup.plugins.services.console import resident
 
 if TYPE_CHECKING:
+    from selfsup.kernel.config import Settings
+    from selfsup.kernel.discovery import Plugins
     from selfsup.kernel.loop import Report, Run
 
 
@@ -137,21 +139,40 @@ def began_with(folder: Path) -> Path | None:
     return Path(found) if found else None
 
 
-def environment(run: Run) -> dict[str, Any]:
-    """What the run runs on: versions, plugins, machine, command line, commit."""
-    config, plugins = run.config, run.plugins
+def owners(plugins: Plugins, config: Settings) -> dict[str, str]:
+    """{"objective simclr": "selfsup 0.1.0"} of all that settings name."""
     used = {(kind, config[SINGULAR[kind]]["name"]) for kind in ("objectives", "modalities", "backbones")}
     for own in config["towers"].values():
         used |= {("modalities" if section == "modality" else "backbones", o["name"]) for section, o in own.items()}
-    used |= {("services", name) for name in plugins.names("services")}
-    there = sorted((kind, name) for kind, name in used if name in plugins.names(kind))
-    owners = {f"{SINGULAR[kind]} {name}": plugins.find(kind, name).distribution for kind, name in there}
+    used |= {("services", name) for name in plugins.names("services") if name in config}
+    there = sorted((kind, name) for kind, name in used if plugins.claims(kind, name))
+    return {f"{SINGULAR[kind]} {name}": plugins.find(kind, name).distribution for kind, name in there}
+
+
+def refuse_others(folder: Path, plugins: Plugins, config: Settings) -> None:
+    """Refuse to go on with a run whose plugins are of other distributions than when it began."""
+    try:
+        began = json.loads((folder / ENVIRONMENT).read_text("utf-8"))["plugins"].items()
+    except (OSError, ValueError, KeyError, AttributeError):
+        return
+    now = owners(plugins, config)
+    for name, owner in began:
+        kind, _, bare = name.partition(" ")
+        if name in now and now[name].split()[0] != str(owner).split()[0]:
+            raise ConfigError(
+                f"the {kind} {bare!r} was of {owner} when this run began and is of {now[name]} now; to go on, hide "
+                f"that one: SELFSUP_DISABLE={now[name].split()[0]}:{bare}"
+            )
+
+
+def environment(run: Run) -> dict[str, Any]:
+    """What the run runs on: versions, plugins, machine, command line, commit."""
     gpu = {"gpu": torch.cuda.get_device_name(run.device)} if run.device.type == "cuda" else {}
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "selfsup": version("selfsup"),
-        "plugins": owners,
+        "plugins": owners(run.plugins, run.config),
         "platform": platform.platform(),
         "device": str(run.device),
         **gpu,

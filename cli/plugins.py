@@ -20,6 +20,7 @@ from selfsup.kernel.errors import PluginError, nearest
 
 from .group import Shorthand
 from .installed import Row, plugins_of, rows
+from .plugins_check import check_all
 from .plugins_install import install
 from .plugins_new import new
 
@@ -39,6 +40,7 @@ def plugins() -> None:
     \b
     ssl plugins                                   all, by kind
     ssl plugins simclr                            one: its paper, presets, options and their ranges
+    ssl plugins --check                           import each, in a process of its own: which are broken, and why
     ssl plugins --kind backbones --json           for programs
     ssl plugins new my-task --kind objective      begin one of your own
     ssl plugins install selfsup-jigsaw            install others'
@@ -50,27 +52,31 @@ def plugins() -> None:
 @plugins.command()
 @click.argument("name", required=False, shell_complete=_complete)
 @click.option("--kind", type=click.Choice(KINDS), help="Only plugins of this kind.")
+@click.option("--check", is_flag=True, help="Import each in a process of its own; exit with 1 if one is broken.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
-def show(context: click.Context, name: str | None, kind: str | None, as_json: bool) -> None:
+def show(context: click.Context, name: str | None, kind: str | None, check: bool, as_json: bool) -> int:
     """List what is installed, or show one plugin; `show` may be left out."""
     installed = plugins_of(context)
     kinds = (kind,) if kind else KINDS
-    if name is None:
-        table = {k: rows(installed, k) for k in kinds}
-        click.echo(json.dumps(_plain(table), indent=2)) if as_json else _print_list(table)
-        return
-    found = [k for k in kinds if name in installed.names(k)]
+    found = [k for k in kinds if name is None or installed.claims(k, name)]
     if not found:
         what = SINGULAR[kind] if kind else "plugin"
         known = {n for k in kinds for n in installed.names(k)}
-        raise PluginError(f"there is no {what} called {name!r}; {nearest(name, known)}")
+        raise PluginError(f"there is no {what} called {name!r}; {nearest(name or '', known)}")
+    if check:
+        return check_all(installed, found, name, as_json, whole=bool(context.find_root().params["debug"]))
+    if name is None:
+        table = {k: rows(installed, k) for k in kinds}
+        click.echo(json.dumps(_plain(table), indent=2)) if as_json else _print_list(table, installed.damaged)
+        return 0
     facts = [_facts(installed, k, name) for k in found]
     if as_json:
         click.echo(json.dumps(facts, indent=2))
     else:
         for fact in facts:
             _print_facts(fact)
+    return 0
 
 
 plugins.add_command(new)
@@ -81,7 +87,7 @@ def _plain(table: dict[str, list[Row]]) -> dict[str, list[dict[str, Any]]]:
     return {kind: [vars(row) for row in listed] for kind, listed in table.items()}
 
 
-def _print_list(table: dict[str, list[Row]]) -> None:
+def _print_list(table: dict[str, list[Row]], damaged: dict[str, str]) -> None:
     console = Console(highlight=False)
     for kind, listed in table.items():
         if listed:
@@ -92,6 +98,8 @@ def _print_list(table: dict[str, list[Row]]) -> None:
                 name, owner = Text(f"  {row.name}", "bold"), Text(row.distribution, "dim")
                 grid.add_row(name, owner, Text(row.summary, "red" if row.broken else ""))
             console.print(Text(kind, "underline"), grid, sep="\n")
+    for distribution, why in damaged.items():
+        console.print(Text(f"{distribution}: {why}", "red"))
     console.print("\nssl plugins NAME shows a plugin's paper and options", style="dim")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import click
 
 from selfsup.kernel.errors import ConfigError, nearest
 
+from .blame import raise_named
 from .installed import complete_runs, plugins_of
 from .run_claim import RUN_FILE, claim
 from .selection import Asked, selection
@@ -102,7 +104,9 @@ def default_folder(settings: Settings) -> Path:
     """runs/NAME-TIME; of several processes each has its own clock, so there a name must be given."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("several processes need one folder for the run; name it with --out")
-    return Path("runs") / f"{settings['objective']['name']}-{time.strftime('%Y%m%d-%H%M%S')}"
+    first = Path("runs") / f"{settings['objective']['name'].rpartition(':')[2]}-{time.strftime('%Y%m%d-%H%M%S')}"
+    # A clock that is put back, as in autumn, gives a name once more.
+    return next(path for n in count(1) if not (path := first if n == 1 else Path(f"{first}-{n}")).exists())
 
 
 def _train(
@@ -110,20 +114,24 @@ def _train(
 ) -> tuple[Run, str, Any]:
     from selfsup.kernel import compose, distributed, loop, state
 
-    from .outcome import Outcome, began_with, write_facts
+    from .outcome import Outcome, began_with, refuse_others, write_facts
 
-    outcome = Outcome()
+    if resume:
+        refuse_others(folder, plugins, settings)
+    outcome, run = Outcome(), None
     plugins.register(outcome, "outcome")
     # Killed before its first checkpoint, a run that began with the weights of another one begins with them again.
     weights_from = began_with(folder) if resume else weights_from
     needed = None if state.folders(folder / "checkpoints") else weights_from
-    run = compose.start(plugins, settings, folder, resume, needed)
-    if distributed.rank() == 0:
-        write_facts(run, folder, weights_from)
     try:
+        run = compose.start(plugins, settings, folder, resume, needed)
+        if distributed.rank() == 0:
+            write_facts(run, folder, weights_from)
         return run, loop.train(run), outcome
+    except (Exception, SystemExit) as error:
+        raise_named(plugins, error, run)
     except KeyboardInterrupt:
-        if distributed.rank() == 0 and (kept := state.folders(folder / "checkpoints")):
+        if run and distributed.rank() == 0 and (kept := state.folders(folder / "checkpoints")):
             at = f"after {run.done} of {run.total} steps"
             click.echo(f"ended at once {at}; the newest checkpoint is {kept[0]}", err=True)
             click.echo(f"{'go on':<10}ssl train --resume --out {folder}", err=True)

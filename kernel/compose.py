@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from . import distributed, state
 from .config import SECTIONS, Settings, TrainOptions, check, merge, nest, read_toml
 from .contracts import Modality, Objective, Raw, Tower
 from .discovery import Plugins
-from .errors import ConfigError, DataError, StateError, nearest
+from .errors import ConfigError, DataError, PluginError, SelfsupError, StateError, nearest
 from .loader import Endless, Loader, Reader, Source, to_device
 from .loop import Run
 from .precision import compile_units, pick_device
@@ -26,14 +27,17 @@ NOTHING = "none"  # the name of the modality of a tower that is fed tokens
 FREE = {"steps", "epochs", "microbatch", "device", "precision", "compile", "parallel", "timeout"}
 
 
-def resolve(plugins: Plugins, *layers: Mapping[str, Any]) -> Settings:
+def resolve(plugins: Plugins, *layers: Mapping[str, Any], alone: bool = False) -> Settings:
     """Merge layers of settings over the objective's recipe, check every section and fill in its defaults.
 
-    A layer may name a `preset`; without one it is "base", or "tiny" where no data is named.
+    A layer may name a `preset`; without one it is "base", or "tiny" where no data is named. With `alone`, for looking
+    at a run, it does not matter whether what strangers' services wrote down in its settings can be used.
     """
     asked = merge(*layers)
     preset = asked.pop("preset", None)
     services = plugins.names("services")
+    if alone:
+        asked = {section: own for section, own in asked.items() if section in (*SECTIONS, *services)}
     for section in asked:
         if section not in (*SECTIONS, *services):
             raise ConfigError(f"there is no section {section!r}; {nearest(section, (*SECTIONS, *services))}")
@@ -52,8 +56,12 @@ def resolve(plugins: Plugins, *layers: Mapping[str, Any]) -> Settings:
     out["backbone"] = _plugin(plugins, "backbone", settings.get("backbone", {}))
     out["towers"] = _towers(plugins, objective, settings)
     out["train"] = check("train", TrainOptions, settings.get("train", {}))
+    plugins.asked |= set() if alone else settings.keys()
     for name in services:
-        out[name] = check(name, plugins.load("services", name), settings.get(name, {}))
+        try:
+            out[name] = check(name, plugins.load("services", name), settings.get(name, {}))
+        except SelfsupError as cause:
+            plugins.leave_out(name, cause)
     return out
 
 
@@ -117,6 +125,7 @@ def open_source(plugins: Plugins, settings: Settings, kinds: Mapping[str, Modali
     source: Source | None = plugins.hook.open_data(paths=list(paths), modalities={m.field: m for m in kinds.values()})
     if source is None:
         raise DataError("no service opens data: the service `data` is disabled, and no other one answered")
+    plugins.answered("open_data", source, Source)
     if isinstance(source, Endless):
         source.seed = settings["train"]["seed"]
     for modality in kinds.values():
@@ -163,9 +172,7 @@ def start(
     options = settings["train"]
     device = pick_device(options["device"], int(os.environ.get("LOCAL_RANK", "0")))
     distributed.join(device, options["timeout"])
-    for name in plugins.names("services"):
-        if not plugins.manager.has_plugin(name):
-            plugins.register(plugins.load("services", name)(**settings[name]), name)
+    plugins.serve(settings)
     kinds = modalities(plugins, settings)
     notes: list[str] = []
     kept = _newest(folder, notes) if resume and folder else None
@@ -187,6 +194,7 @@ def start(
     run.optimizer = plugins.hook.build_optimizer(objective=objective, batch=options["batch"])
     if run.optimizer is None:
         raise ConfigError("no service builds an optimizer: the service `optimizer` is disabled")
+    plugins.answered("build_optimizer", run.optimizer, Optimizer)
     run.notes += notes
     plugins.hook.run_composed(run=run)
     if kept:
@@ -251,6 +259,8 @@ def _recall(kinds: Mapping[str, Modality], facts: Mapping[str, Any]) -> None:
 def _resume(run: Run, kept: Path) -> None:
     """Go on from a checkpoint; refuse settings that would make it another run."""
     settings = state.facts(kept)["settings"]
+    for name in run.plugins.left_out.keys() & settings.keys():
+        raise PluginError(f"this run had a service that cannot be used now: {run.plugins.left_out[name]}")
     for name, old, new in _differences(settings, json.loads(json.dumps(run.config)), run.plugins):
         raise ConfigError(
             f"{name} was {old!r} when this run began and is {new!r} now, which would make it another run; "
@@ -266,9 +276,10 @@ def _resume(run: Run, kept: Path) -> None:
 def _differences(old: Settings, new: Settings, plugins: Plugins) -> list[tuple[str, Any, Any]]:
     """What differs in settings that a run may not change: (dotted name, before, now)."""
     out = []
-    for section in ("objective", "modality", "backbone", "towers", "train", *plugins.names("services")):
+    services = [name for name in plugins.names("services") if name in new]
+    for section in ("objective", "modality", "backbone", "towers", "train", *services):
         was, now = old.get(section, {}), new.get(section, {})
-        if section in plugins.names("services"):
+        if section in services:
             fixed = set(getattr(plugins.load("services", section), "fixed", ()))
         else:
             fixed = (set(was) | set(now)) - (FREE if section == "train" else set())
@@ -314,7 +325,7 @@ def restore(
 ) -> tuple[Objective, Settings, int]:
     """The objective of a run in eval mode, its settings and its step; `initial` leaves out the training."""
     kept = state.load(newest_checkpoint(folder))
-    settings = resolve(plugins, read_toml(folder / "run.toml"))
+    settings = resolve(plugins, read_toml(folder / "run.toml"), alone=True)
     kinds = modalities(plugins, settings)
     _recall(kinds, kept[1])
     objective = build(plugins, settings, kinds)

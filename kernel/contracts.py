@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,12 @@ from .random import Stream, stream
 
 if TYPE_CHECKING:
     from .loader import Source
+
+T = TypeVar("T")
+
+CONTRACT = 1
+"""The number of what this file and `hookspecs.py` promise. A plugin class states the one that it was made for.
+It changes when a plugin that keeps to the old one would no longer work, and not when something is added."""
 
 Sample = Mapping[str, Any]
 Batch = dict[str, Any]
@@ -166,6 +172,7 @@ class Stem(nn.Module, ABC):
 class Modality(ABC):
     """Everything about one kind of data that is not learned. Must pickle: it goes to data workers."""
 
+    contract: ClassVar[int] = CONTRACT
     field: ClassVar[str]  # the name of its column and of its built-in sample: "audio", "image"
     suffixes: ClassVar[tuple[str, ...]] = ()  # of files that it reads, lower case, with the dot
     unit: ClassVar[str | None] = None  # what `amount` counts, for the rate: "s of audio", "tokens"
@@ -230,6 +237,7 @@ class Modality(ABC):
 class Backbone(nn.Module, ABC):
     """Mix tokens: [B, T, D] -> [B, T', D]."""
 
+    contract: ClassVar[int] = CONTRACT
     width: int
     wants_raw: ClassVar[bool] = False  # True (a ResNet): the tower has no stem, forward gets the raw signal
     step: Step | None = None  # set by the loop: whole-layer choices, which all ranks must share, draw from it
@@ -273,13 +281,12 @@ class Tower(nn.Module):
 
     def forward(self, raw: Signal, *, context: Signal | None = None) -> Signal:
         """Raw (or, for a decoder, tokens) -> [B, T', D]."""
-        tokens: Signal = self.backbone(self.stem(raw), causal=self.causal, context=context)
-        return tokens
+        tokens = returned(self.stem, "forward", self.stem(raw), Signal)
+        return returned(self.backbone, "forward", self.backbone(tokens, causal=self.causal, context=context), Signal)
 
     def view(self, raw: Signal, extent: tuple[float, float], draw: Stream, strength: float = 1.0) -> Signal:
         """A random augmentation; see `Modality.view`."""
-        view: Signal = self.modality.view(raw, extent, draw, strength)
-        return view
+        return returned(self.modality, "view", self.modality.view(raw, extent, draw, strength), Signal)
 
 
 class Objective(nn.Module, ABC):
@@ -289,6 +296,7 @@ class Objective(nn.Module, ABC):
     Buffers may change in `forward`, as in BatchNorm; parameters only in `after_step`.
     """
 
+    contract: ClassVar[int] = CONTRACT
     towers: ClassVar[tuple[str, ...]]
     paper: ClassVar[str]  # authors, year, title, address
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
@@ -339,4 +347,15 @@ class Objective(nn.Module, ABC):
 
 def collate_each(modalities: Mapping[str, Modality], samples: Sequence[Sample], draw: Draw) -> Batch:
     """The plain batch: every modality collates its own tower's field of the samples."""
-    return {name: m.collate([s[name] for s in samples], draw) for name, m in modalities.items()}
+    return {
+        name: returned(m, "collate", m.collate([s[name] for s in samples], draw), Signal)
+        for name, m in modalities.items()
+    }
+
+
+def returned(by: Any, method: str, value: Any, kind: type[T]) -> T:
+    """The value that a plugin's method returned, if it is of the kind promised; ContractError says whose is not."""
+    if isinstance(value, kind):
+        return value
+    said = f"{type(by).__module__}.{type(by).__qualname__}.{method}"
+    raise ContractError(f"{said} returned a {type(value).__name__}, not a {kind.__name__}", by)

@@ -29,7 +29,11 @@ class PluginError(SelfsupError):
 
 
 class ContractError(SelfsupError):
-    """Two plugins that were asked to work together do not fit."""
+    """Two plugins that were asked to work together do not fit; `by` is the one that broke a promise, where known."""
+
+    def __init__(self, text: str, by: object = None) -> None:
+        super().__init__(text)
+        self.by = by
 
 
 class DataError(SelfsupError):

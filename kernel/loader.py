@@ -35,6 +35,7 @@ class Part:
     weight: float  # relative; 0 < weight
 
 
+@runtime_checkable
 class Source(Protocol):
     """Samples by number, as `open_data` returns them. Must pickle: it goes to data workers."""
 

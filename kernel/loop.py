@@ -20,9 +20,9 @@ from torch.optim import Optimizer
 
 from . import distributed, state
 from .config import Settings
-from .contracts import Batch, Loss, Objective, Step
+from .contracts import Batch, Loss, Objective, Step, returned
 from .discovery import Plugins
-from .errors import DataError, StateError, allow_bad, most_bad
+from .errors import DataError, SelfsupError, StateError, allow_bad, most_bad
 from .loader import SIGNALS, Endless, Loader, to_device
 from .precision import autocast
 from .random import key_of
@@ -175,8 +175,20 @@ def train(run: Run) -> str:
             error = caught
             raise
         finally:
-            run.hook.run_finished(run=run, error=error)
+            finish(run, error)
     return run.reason or "done"
+
+
+def finish(run: Run, error: BaseException | None) -> None:
+    """Tell every service, though one breaks: another may have the last checkpoint to write."""
+    failure: Exception | None = None
+    for tell in run.plugins.apart("run_finished"):
+        try:
+            tell(run=run, error=error or (failure if isinstance(failure, SelfsupError) else None))
+        except Exception as caught:
+            failure = failure or caught
+    if failure and error is None:
+        raise failure
 
 
 def take_step(run: Run, step: Step, parts: list[Batch]) -> Report:
@@ -210,7 +222,7 @@ def forward_backward(run: Run, step: Step, number: int, part: Batch) -> tuple[Lo
     for backbone in run.objective.backbones():
         backbone.step = step
     with autocast(run.device, run.config["train"]["precision"]):
-        loss: Loss = run.model.forward(to_device(part, run.device), step)
+        loss = returned(run.objective, "forward", run.model.forward(to_device(part, run.device), step), Loss)
     # Filled on the device: `torch.tensor` would copy the number there, and the host wait for the copy.
     count = torch.full((), float(len(part["ids"])), device=run.device)
     weight = count if loss.weight is None else loss.weight.float()

@@ -27,6 +27,7 @@ from selfsup.kernel.errors import ContractError
 class Jigsaw(Objective):
     """Which of P orders are the tiles of a picture in? For any modality whose views are [B, C, V, V]."""
 
+    contract = 1  # of selfsup.kernel.contracts, which this was written for
     towers = ("encoder",)
     paper = "Noroozi and Favaro 2016, Jigsaw puzzles, https://arxiv.org/abs/1603.09246"
     presets: ClassVar = {

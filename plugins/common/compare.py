@@ -244,9 +244,7 @@ def _open(plugins: Plugins, settings: Settings, modality: Modality, asked: Label
     """--data and --test as one source, so that labels mean the same in both."""
     own = {key: value for key, value in (("label", asked.label), ("column", asked.column)) if value is not None}
     settings = {**settings, "data": check("data", plugins.load("services", "data"), {**settings["data"], **own})}
-    for name in plugins.names("services"):
-        if not plugins.manager.has_plugin(name):
-            plugins.register(plugins.load("services", name)(**settings[name]), name)
+    plugins.serve(settings)
     paths = list(asked.paths or settings["data"].get("paths", []))
     if asked.tests and not paths:
         raise DataError("--test needs --data beside it: this run learned from the built-in sample")

@@ -201,9 +201,7 @@ def _open(plugins: Plugins, settings: Settings, modality: Any, asked: Asked) -> 
         raise ContractError(f"the modality of this run, {modality.field}, is not made of documents of tokens")
     own = {} if asked.column is None else {"column": asked.column}
     settings = {**settings, "data": check("data", plugins.load("services", "data"), {**settings["data"], **own})}
-    for name in plugins.names("services"):
-        if not plugins.manager.has_plugin(name):
-            plugins.register(plugins.load("services", name)(**settings[name]), name)
+    plugins.serve(settings)
     source = compose.open_source(
         plugins, settings, {"decoder": modality}, list(asked.paths) or settings["data"].get("paths", [])
     )

@@ -31,9 +31,7 @@ class Seen:
 
 def open_data(plugins: Plugins, settings: Settings, kinds: Mapping[str, Modality]) -> Source:
     """The data of a run as it is stored, through the services of its settings."""
-    for name in plugins.names("services"):
-        if not plugins.manager.has_plugin(name):
-            plugins.register(plugins.load("services", name)(**settings[name]), name)
+    plugins.serve(settings)
     return compose.open_source(plugins, settings, kinds, settings.get("data", {}).get("paths", []))
 
 

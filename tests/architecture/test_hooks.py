@@ -29,6 +29,9 @@ def test_every_hook_is_called_with_its_arguments_by_name(sources):
         for node in ast.walk(source.tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in HOOKS:
                 called[node.func.attr] = {keyword.arg for keyword in node.keywords}
+            if isinstance(node, ast.For) and "plugins.apart(" in ast.unparse(node.iter):  # one service after the other
+                call = next(inner for inner in ast.walk(node) if isinstance(inner, ast.Call) and inner.keywords)
+                called[ast.literal_eval(node.iter.args[0])] = {keyword.arg for keyword in call.keywords}
     assert called == {name: set(inspect.signature(hook).parameters) for name, hook in HOOKS.items()}
 
 

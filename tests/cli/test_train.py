@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -233,8 +234,106 @@ def test_a_loss_that_is_not_a_number_stops_the_run_or_is_skipped(toys):
 
 def test_an_unforeseen_error_is_short_and_the_terminal_is_left_in_order(toys):
     _, err = toys(*TRAIN, "--set", "objective.crash=3", "--set", "console.style=bar", "--out", "r", code=1)
-    assert "error: RuntimeError: a toy broke" in err
+    said = "the objective 'guess' of toys 1.0 failed after 3 of 12 steps: RuntimeError: a toy broke"
+    assert f"error: {said}\n" in err
+    assert Path("r/status").read_text() == f"FAILED {said}\n"
     assert len(lines("r")) == 3
+
+
+HOOK = """
+from selfsup.kernel import hookimpl
+class Watch:
+    def __init__(self, *, {options}):
+        pass
+    @hookimpl
+    def {hook}(self):
+        {body}
+"""
+
+
+def watch(toys, body, hook="step_finished", options="many: int = 3"):
+    text = HOOK.format(body=body, hook=hook, options=options)
+    toys.distribution("watchers", "[selfsup.services]\nwatch = watchers:Watch\n", watchers=text)
+
+
+@pytest.mark.parametrize("body", ["raise OSError('boo')", "import sys; sys.exit(0)"])
+def test_a_hook_that_raises_is_named_and_what_was_saved_stays(toys, body):
+    watch(toys, f"self.n = getattr(self, 'n', 0) + 1\n        if self.n == 5:\n            {body}")
+    _, err = toys(*TRAIN, "--set", "checkpoints.steps=2", "--out", "r", code=1)
+    what = "OSError: boo" if "boo" in body else "SystemExit: 0"
+    kept = Path("r/checkpoints/step-00000004")
+    assert (
+        f"the service 'watch' of watchers 1.0 failed after 5 of 12 steps: {what}; the newest checkpoint is {kept}"
+        in err
+    )
+    assert Path("r/status").read_text().startswith("FAILED the service 'watch'")
+    assert kept.exists()
+
+
+def test_a_service_that_breaks_at_the_end_does_not_cost_the_last_checkpoint(toys):
+    watch(toys, "1 / 0", hook="run_finished")
+    _, err = toys(*TRAIN, "--out", "r", code=1)
+    assert "the service 'watch' of watchers 1.0 failed after 12 of 12 steps: ZeroDivisionError" in err
+    assert Path("r/checkpoints/step-00000012").exists()
+
+
+def test_a_strangers_service_that_cannot_be_used_is_left_out_unless_it_is_asked_for(toys, monkeypatch):
+    watch(toys, "pass", options="many: int = nowhere")
+    _, err = toys(*TRAIN, "--out", "r")
+    said = "the service 'watch' of watchers 1.0 could not be imported: NameError: name 'nowhere' is not defined"
+    assert f"warning: a service is left out of this run: {said}" in err
+    assert "watch]" not in Path("r/run.toml").read_text()
+    toys("eval", "knn", "r")
+    _, err = toys(*TRAIN, "--set", "watch.many=1", "--out", "s", code=1)
+    assert f"error: {said}" in err
+    assert not Path("s").exists()
+
+
+def test_a_run_that_had_a_service_does_not_go_on_without_it(toys, monkeypatch):
+    watch(toys, "pass")
+    toys(*TRAIN, "--set", "checkpoints.steps=4", "--out", "r")
+    (toys.path / "watchers.py").write_text("import gone")
+    del sys.modules["watchers"]
+    _, err = toys("train", "--resume", "--out", "r", "--steps", 20, code=1)
+    assert "the service 'watch' of watchers 1.0 could not be imported: ModuleNotFoundError" in err
+    _, err = toys(*TRAIN, "--resume", "--out", "r", code=1)  # the same command, which does not name it
+    assert "this run had a service that cannot be used now: the service 'watch' of watchers 1.0" in err
+    _, err = toys("eval", "knn", "r")
+    assert "warning: a service is left out" in err
+    shutil.rmtree(toys.path / "watchers-1.0.dist-info")
+    toys("eval", "knn", "r")
+
+
+def test_a_run_goes_on_with_the_plugin_that_it_began_with(toys, monkeypatch):
+    toys(*TRAIN, "--out", "r")
+    toys.distribution("others", "[selfsup.objectives]\nguess = toy_plugins:Guess\n")
+    _, err = toys("train", "--resume", "--out", "r", code=1)
+    assert "'guess' is claimed by others 1.0 and by toys 1.0; say which, as in others:guess" in err
+    monkeypatch.setenv("SELFSUP_DISABLE", "toys:guess")
+    _, err = toys("train", "--resume", "--out", "r", code=1)
+    assert "the objective 'guess' was of toys 1.0 when this run began and is of others 1.0 now" in err
+    assert "SELFSUP_DISABLE=others:guess" in err
+    monkeypatch.setenv("SELFSUP_DISABLE", "others:guess")
+    toys("train", "--resume", "--out", "r")
+    monkeypatch.delenv("SELFSUP_DISABLE")
+    toys("train", "--plugin", "others:guess", "--steps", 2)
+    (folder,) = Path("runs").glob("guess-*")
+    assert 'name = "others:guess"' in (folder / "run.toml").read_text()
+    toys("train", "--resume", "--out", folder)
+    toys("eval", "knn", folder)
+
+
+def test_two_runs_of_one_second_have_two_folders(toys, monkeypatch):
+    from selfsup.cli import train
+
+    monkeypatch.setattr(train.time, "strftime", lambda _: "20260101-000000")
+    for _ in range(3):
+        toys("train", "--plugin", "guess", "--steps", 1)
+    assert sorted(path.name for path in Path("runs").iterdir()) == [
+        "guess-20260101-000000",
+        "guess-20260101-000000-2",
+        "guess-20260101-000000-3",
+    ]
 
 
 @pytest.mark.parametrize("number", ["3", "seven"])
