@@ -18,9 +18,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import Forked, together
 
 from selfsup.kernel import state
 
+SSL = (sys.executable, "-m", "selfsup.cli")
 SMALL = {
     # Dropout and layer drop off: they are drawn per process (law 1's exception).
     "wav2vec2": (
@@ -43,23 +45,16 @@ def environment():
 
 
 def ssl(*words, **how):
-    return subprocess.Popen(
-        [sys.executable, "-m", "selfsup.cli", *words],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        **how,
-    )
+    return Forked([*SSL, *words], env=environment(), **how)
 
 
 def finish(process, code=0):
-    said, _ = process.communicate(timeout=240)
+    said = "".join(text or "" for text in process.communicate(timeout=240))
     assert process.returncode == code, said
     return said
 
 
-def torchrun(processes, *words, restarts=0, meanwhile=lambda process: None):
+def torchrun(processes, *words, restarts, meanwhile):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command = [*launch, f"--max-restarts={restarts}", "-m", "selfsup.cli", *words]
     process = subprocess.Popen(
@@ -98,7 +93,9 @@ def alone(tmp_path_factory):
     [("wav2vec2", 2, "ddp"), ("wav2vec2", 3, "fsdp"), ("simclr", 3, "ddp"), ("simclr", 2, "fsdp")],
 )
 def test_several_processes_train_as_one(plugin, processes, parallel, alone, tmp_path):
-    torchrun(processes, *arguments(plugin, tmp_path / "run"), "--set", f"train.parallel={parallel}")
+    words = (*arguments(plugin, tmp_path / "run"), "--set", f"train.parallel={parallel}")
+    for process in together(processes, [*SSL, *words], env=environment()):
+        finish(process)
     ours, theirs = metrics(tmp_path / "run"), metrics(alone(plugin))
     assert len(ours) == len(theirs) == 3
     # The first step's loss and gradient are the same mathematics in another order of summation.
@@ -123,17 +120,19 @@ def workers(process):
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="processes are found in /proc")
-@pytest.mark.parametrize("victim", [0, 1])
-def test_torchrun_replaces_a_process_that_is_killed_and_the_weights_are_the_same(victim, tmp_path):
+def test_torchrun_replaces_a_process_that_is_killed_and_the_weights_are_the_same(tmp_path):
+    """First the one that writes, then the other."""
     whole, folder = tmp_path / "whole", tmp_path / "killed"
     words = ("--set", "checkpoints.steps=1", "--resume")
-    torchrun(2, *arguments("wav2vec2", whole, 12), *words)
+    for process in together(2, [*SSL, *arguments("wav2vec2", whole, 12), *words], env=environment()):
+        finish(process)
 
     def kill(process):
-        wait_for(folder / "metrics.jsonl", process)
-        os.kill(workers(process)[victim], signal.SIGKILL)
+        for victim in (0, 1):
+            wait_for(folder / "metrics.jsonl", process)
+            os.kill(workers(process)[victim], signal.SIGKILL)
 
-    torchrun(2, *arguments("wav2vec2", folder, 12), *words, restarts=1, meanwhile=kill)
+    torchrun(2, *arguments("wav2vec2", folder, 12), *words, restarts=2, meanwhile=kill)
     same(final(folder), final(whole))
     assert [m["step"] for m in metrics(folder)] == list(range(12))
     assert (folder / "status").read_text() == "DONE\n"
@@ -227,15 +226,10 @@ def test_a_full_disk_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
         "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000));"
         "from selfsup.cli.main import main; main(sys.argv[1:])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, "train", "--resume", "--out", str(folder), "--set", "train.steps=4"],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "the checkpoint of step 4 could not be written" in done.stderr
-    assert "the newest on disk is" in done.stderr
+    words = ("train", "--resume", "--out", folder, "--set", "train.steps=4")
+    process = Forked([sys.executable, "-c", code, *words], env=environment())
+    said = finish(process, code=1)
+    assert "the checkpoint of step 4 could not be written" in said
+    assert "the newest on disk is" in said
     assert [p.name for p in (folder / "checkpoints").iterdir()] == ["step-00000002"]
     assert state.newest(folder / "checkpoints")[1] == []

@@ -6,9 +6,12 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from forked import Forked
 
 from selfsup.cli.main import main
 
@@ -50,8 +53,15 @@ class Command:
 
     def start(self, *args: object, **environment: str) -> subprocess.Popen[str]:
         """In a process of its own."""
+        return self._start(subprocess.Popen, *args, **environment)
+
+    def fork(self, *args: object) -> Forked:
+        """In a process of its own that has imported everything: soon at its first step."""
+        return self._start(Forked, *args)
+
+    def _start(self, start: Callable[..., Any], *args: object, **environment: str) -> Any:
         path = os.pathsep.join([str(self.path), os.environ.get("PYTHONPATH", "")])
-        return subprocess.Popen(
+        return start(
             [sys.executable, "-m", "selfsup.cli", *map(str, args)],
             cwd=self.folder,
             env={**os.environ, "PYTHONPATH": path, **environment},

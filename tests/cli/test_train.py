@@ -343,7 +343,7 @@ def test_a_run_that_fails_ends_though_it_has_workers(toys, number):
     for n in range(8):
         Path(f"d/{n}.num").write_text(number)
     failing = ("--data", "d", "--set", "data.workers=1", "--set", "objective.crash=3", "--out", "r")
-    process = toys.start("train", "--plugin", "guess", *failing)
+    process = toys.fork("train", "--plugin", "guess", *failing)
     try:
         _, err = process.communicate(timeout=20)
     finally:
@@ -363,7 +363,7 @@ def test_several_processes_need_a_name_for_the_folder(toys, monkeypatch):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(toys, number, code):
-    process = toys.start(*TRAIN, "--steps", 60, "--set", "objective.pause=0.03", "--out", "r")
+    process = toys.fork(*TRAIN, "--steps", 60, "--set", "objective.pause=0.03", "--out", "r")
     _until(process, lambda: Path("r/metrics.jsonl").exists() and len(lines("r")) >= 3)
     process.send_signal(number)
     out, err = process.communicate(timeout=30)
@@ -382,7 +382,7 @@ def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(toys, number,
 
 def test_a_second_ctrl_c_says_what_is_kept(toys):
     slow = ("--set", "objective.pause=2", "--set", "checkpoints.steps=1")
-    process = toys.start(*TRAIN, "--steps", 60, *slow, "--out", "r")
+    process = toys.fork(*TRAIN, "--steps", 60, *slow, "--out", "r")
     _until(process, lambda: Path("r/checkpoints/step-00000001").exists())
     process.send_signal(signal.SIGINT)
     time.sleep(0.3)  # two at once would be one
@@ -396,7 +396,7 @@ def test_a_second_ctrl_c_says_what_is_kept(toys):
 def test_ctrl_c_outside_of_a_run_exits_with_130(toys):
     slow = "'''Slow.'''\nimport time\nopen('here', 'w').close()\ntime.sleep(60)\n"
     toys.distribution("slow", "[selfsup.objectives]\nslow = slow:Slow\n", slow=slow)
-    process = toys.start("train", "--plugin", "slow")
+    process = toys.fork("train", "--plugin", "slow")
     _until(process, Path("here").exists)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)

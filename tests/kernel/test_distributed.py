@@ -1,4 +1,4 @@
-"""Several processes under torchrun compute what one does (law 4), however the model is shared."""
+"""Several processes compute what one does (law 4), however the model is shared."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import Forked, together
 
 from selfsup.kernel import distributed
 from selfsup.kernel.errors import ConfigError
@@ -60,9 +61,10 @@ def train(folder: Path, processes: int, microbatch: int, parallel: tuple[str, ..
     script.write_text(
         TRAIN.format(toys=str(HERE / "conftest.py"), microbatch=microbatch, parallel=parallel, folder=folder)
     )
-    start = [*TORCHRUN, str(processes)] if processes > 1 else [sys.executable]
-    done = subprocess.run([*start, str(script)], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    command = [sys.executable, script]
+    for process in together(processes, command) if processes > 1 else [Forked(command)]:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
     return [torch.load(folder / f"{name}.pt") for name in parallel]
 
 

@@ -6,9 +6,9 @@ Four processes are started once, by this file as a program, and do all that is t
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import traceback
+import warnings
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from forked import Forked
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -297,10 +298,9 @@ def program(place, folder):
 def failures(tmp_path_factory):
     """failures(name): what each process said that failed in it."""
     folder = tmp_path_factory.mktemp("ring")
-    start = partial(subprocess.Popen, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    processes = [start([sys.executable, "-W", "error", __file__, str(place), str(folder)]) for place in range(WORLD)]
+    processes = [Forked([sys.executable, __file__, place, folder]) for place in range(WORLD)]
     try:
-        said = [process.communicate(timeout=PATIENCE)[0] for process in processes]
+        said = ["".join(process.communicate(timeout=PATIENCE)) for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -336,4 +336,5 @@ def test_without_processes_a_group_is_this_one():
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("error")
     program(int(sys.argv[1]), sys.argv[2])

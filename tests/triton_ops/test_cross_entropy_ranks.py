@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 import pytest
 import torch
@@ -67,9 +68,13 @@ def on_rank(rank: int, world: int, place: str, kind: torch.dtype) -> None:
 
 
 def run(world: int, place: str, kind: str, **environment: str) -> None:
+    from forked import Forked  # which a new interpreter that runs this file does not find
+
+    # What is compiled or interpreted is decided when Triton is imported.
+    start = partial(subprocess.Popen, stderr=subprocess.PIPE, text=True) if environment else Forked
     commands = [[sys.executable, __file__, str(rank), str(world), place, kind] for rank in range(world)]
     more = os.environ | {"OMP_NUM_THREADS": "1"} | environment
-    ranks = [subprocess.Popen(command, env=more, stderr=subprocess.PIPE, text=True) for command in commands]
+    ranks = [start(command, env=more) for command in commands]
     errors = [rank.communicate(timeout=120)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0] * world, errors
 

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forked import Forked
 from torch import nn
 
 from selfsup.kernel.errors import ContractError
@@ -90,12 +90,10 @@ if __name__ == "__main__":
 def test_two_processes_are_one(tmp_path: Path) -> None:
     """Values, gradients and running statistics, with equal and unequal shares of the rows, and none at all."""
     command = [sys.executable, "-c", PROCESS]
-    processes = [
-        subprocess.Popen([*command, str(rank), str(tmp_path), str(SHARES)], stderr=subprocess.PIPE) for rank in (0, 1)
-    ]
+    processes = [Forked([*command, rank, tmp_path, SHARES]) for rank in (0, 1)]
     for process in processes:
         _, errors = process.communicate(timeout=60)
-        assert process.returncode == 0, errors.decode()
+        assert process.returncode == 0, errors
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     here: dict[str, Any] = {"__name__": "here"}
     exec(PROCESS, here)

@@ -1,16 +1,15 @@
 """SimCLR against its equations worked out pair by pair in float64, and two processes against one."""
 
 import os
-import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from forked import Forked
 from torch import nn
 
 from selfsup.kernel import distributed
@@ -275,12 +274,10 @@ def gradient(ids):
 
 
 def test_two_processes_give_the_loss_and_the_gradient_of_one(tmp_path):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(Path(__file__)), str(tmp_path)]
-    started = [subprocess.Popen([*command, str(rank)], env=environment, stderr=subprocess.PIPE) for rank in range(2)]
+    started = [Forked([sys.executable, __file__, tmp_path, rank]) for rank in range(2)]
     for process in started:
         _, error = process.communicate(timeout=120)
-        assert process.returncode == 0, error.decode()
+        assert process.returncode == 0, error
     expected = gradient(IDS)
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt")

@@ -5,15 +5,14 @@ import inspect
 import json
 import math
 import os
-import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
 import torch
 import torch.distributed as dist
+from forked import Forked
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.fsdp import fully_shard
@@ -303,11 +302,10 @@ def train_with_a_gap(model, optimizer, part):
 
 
 def test_sharded_parameters_are_updated_as_whole_ones_are(tmp_path):
-    command = [sys.executable, str(Path(__file__)), str(tmp_path)]
-    started = [subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE) for rank in range(2)]
+    started = [Forked([sys.executable, __file__, tmp_path, rank]) for rank in range(2)]
     for process in started:
         _, error = process.communicate(timeout=120)
-        assert process.returncode == 0, error.decode()
+        assert process.returncode == 0, error
     for name in NAMES:
         model = Shardable()
         train_with_a_gap(model, Optimizers(name=name, lr=0.05).build_optimizer(model, 1), lambda data: data)
