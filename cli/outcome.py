@@ -134,7 +134,7 @@ def began_with(folder: Path) -> Path | None:
     """The run whose weights the run in a folder began with."""
     try:
         found = json.loads((folder / ENVIRONMENT).read_text("utf-8"))["from"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return Path(found) if found else None
 

@@ -110,6 +110,6 @@ def _json(path: Path) -> Mapping[str, Any]:
     """What a file holds; nothing where it is not there or damaged."""
     try:
         found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

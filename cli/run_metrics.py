@@ -13,6 +13,7 @@ import math
 import mmap
 import statistics
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,15 +103,18 @@ def parsed(line: bytes) -> Row | None:
     """The row of a line; None where the line is torn or of something else."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):  # brackets nested without end
         return None
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
 def number(value: Any) -> float | None:
     """A finite number; None for anything else."""
-    plain = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if plain else None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    with suppress(OverflowError):  # a number of hundreds of digits
+        return float(value) if math.isfinite(value) else None
+    return None
 
 
 def _figures(row: Row) -> Row:

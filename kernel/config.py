@@ -30,6 +30,7 @@ else:
     import tomli as tomllib
 
 Settings = dict[str, Any]
+LARGEST = 10_000_000  # bytes of a run file
 SECTIONS = ("objective", "modality", "backbone", "towers", "train")
 
 
@@ -133,7 +134,7 @@ def parse_set(items: Iterable[str]) -> Settings:
             raise ConfigError(f"--set takes section.option=value, as in train.batch=64; it got {item!r}")
         try:
             dotted[key.strip()] = tomllib.loads(f"x = {text}")["x"]
-        except tomllib.TOMLDecodeError:
+        except (tomllib.TOMLDecodeError, RecursionError):
             dotted[key.strip()] = text.strip()
     return nest(dotted)
 
@@ -141,10 +142,12 @@ def parse_set(items: Iterable[str]) -> Settings:
 def read_toml(path: Path) -> Settings:
     """The settings in a run file."""
     try:
+        if path.stat().st_size > LARGEST:
+            raise OSError(f"it has more than {LARGEST:,} bytes")
         return dict(tomllib.loads(path.read_text("utf-8")))
     except FileNotFoundError:
         raise ConfigError(f"there is no run file {str(path)!r}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as cause:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError, RecursionError) as cause:
         raise ConfigError(f"{path} cannot be read as TOML: {cause}") from None
 
 

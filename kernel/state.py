@@ -16,7 +16,8 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import torch
 import xxhash
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load as fill
 
@@ -31,24 +33,34 @@ from .errors import StateError
 
 SCHEMA = 1
 MANIFEST, STATE = "manifest.json", "state.json"
+WRONG = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)  # what files that lie lead to
 
 
 def load(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """Tensors, whole and on the CPU, and facts of a checkpoint; StateError if it does not verify."""
     if damage := verify(folder):
         raise StateError(f"the checkpoint {folder} is damaged: {damage}")
-    tensors = {
-        group: {name: torch.empty(size, dtype=dtype) for name, (size, dtype) in listed.items()}
-        for group, listed in contents(folder).items()
-    }
+    listed = contents(folder)
+    with ours(folder):
+        tensors = {g: {n: torch.empty(s, dtype=d) for n, (s, d) in group.items()} for g, group in listed.items()}
     read(folder, {name: tensor for group in tensors.values() for name, tensor in group.items()})
     return tensors, facts(folder)
 
 
+@contextmanager
+def ours(folder: Path) -> Iterator[None]:
+    """Whatever a library raises over files whose digests are right: they were not damaged, they were made so."""
+    try:
+        yield
+    except (*WRONG, SafetensorError, CheckpointException) as cause:
+        said = str(cause).strip().partition("\n")[0] or type(cause).__name__
+        raise StateError(f"the checkpoint {folder} cannot be read: {said}") from cause
+
+
 def facts(folder: Path) -> dict[str, Any]:
     """What state.json holds."""
-    known: dict[str, Any] = json.loads((folder / STATE).read_text("utf-8"))
-    return known
+    with ours(folder):
+        return dict(json.loads((folder / STATE).read_text("utf-8")))
 
 
 def contents(folder: Path) -> dict[str, dict[str, tuple[torch.Size, torch.dtype]]]:
@@ -56,26 +68,21 @@ def contents(folder: Path) -> dict[str, dict[str, tuple[torch.Size, torch.dtype]
 
     Raises StateError if a header lies: a digest that fits says that a file is whole, not that it is honest.
     """
-    try:
-        known: Any = HuggingFaceStorageReader(str(folder)).read_metadata()
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as cause:
-        raise StateError(f"the checkpoint {folder} cannot be read: {type(cause).__name__}: {cause}") from cause
     found: dict[str, dict[str, tuple[torch.Size, torch.dtype]]] = {"model": {}}
-    parts: dict[str, int] = {}
-    for index, info in sorted(known.storage_data.items(), key=lambda pair: pair[0].fqn):
-        group = Path(info.relative_path).name.partition(".")[0].partition("-")[0]
-        tensor = known.state_dict_metadata[index.fqn]
-        found.setdefault(group, {})[index.fqn] = (tensor.size, tensor.properties.dtype)
-        parts[index.fqn] = parts.get(index.fqn, 0) + info.shape.numel()
-    for name, tensor in known.state_dict_metadata.items():
-        if parts[name] != tensor.size.numel():
-            raise StateError(f"the checkpoint {folder} cannot be read: the parts of {name} are not the whole of it")
+    with ours(folder):
+        known: Any = HuggingFaceStorageReader(str(folder)).read_metadata()
+        for index, info in sorted(known.storage_data.items(), key=lambda pair: pair[0].fqn):
+            group = Path(info.relative_path).name.partition(".")[0].partition("-")[0]
+            tensor = known.state_dict_metadata[index.fqn]
+            if sum(chunk.sizes.numel() for chunk in tensor.chunks) != tensor.size.numel():
+                raise ValueError(f"the parts of {index.fqn} are not the whole of it")
+            found.setdefault(group, {})[index.fqn] = (tensor.size, tensor.properties.dtype)
     return found
 
 
 def read(folder: Path, into: Mapping[str, Tensor]) -> None:
     """Fill tensors from a checkpoint, by name; of one that is split over processes each reads its own part."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), ours(folder):
         # Each process reads alone and has no need to plan with others; torch warns that it does so.
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         fill(dict(into), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
@@ -101,6 +108,8 @@ def verify(folder: Path) -> str | None:
         if manifest["schema"] != SCHEMA:
             return f"it has schema {manifest['schema']}, this version reads {SCHEMA}"
         for name, fact in manifest["files"].items():
+            if Path(name).name != name or (folder / name).exists() > (folder / name).is_file():
+                return f"{MANIFEST} names {name!r}, which is no file of it"
             if (size := (folder / name).stat().st_size) != fact["size"]:
                 return f"{name} has {size} bytes instead of {fact['size']}"
             if digest(folder / name) != fact["xxh3_128"]:
@@ -109,7 +118,7 @@ def verify(folder: Path) -> str | None:
             return f"{min(strangers)} does not belong to it"
     except FileNotFoundError as cause:
         return f"{Path(cause.filename).name} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as cause:
+    except WRONG as cause:
         return f"{MANIFEST} cannot be read: {cause}"
     return None
 

@@ -58,6 +58,8 @@ class Corpus:
     def __init__(self, folder: Path) -> None:
         self.folder: Path | None = folder
         self.facts = Facts(**json.loads((folder / FACTS).read_text("utf-8")))
+        if self.facts.dtype not in ("uint16", "uint32"):  # NumPy would make objects of bytes
+            raise StateError(f"the tokens in {folder} are of no known type: {self.facts.dtype!r}")
         self._open(folder)
 
     def _open(self, folder: Path) -> None:
@@ -167,7 +169,7 @@ def _made(place: Path, wanted: Facts, source: Source, name: str, vocabulary: Voc
 def _made_from(place: Path) -> tuple[Any, ...] | None:
     try:
         return _key(Corpus(place).facts)
-    except (OSError, ValueError, TypeError, EOFError, StateError):
+    except (OSError, ValueError, TypeError, EOFError, MemoryError, RecursionError, StateError):
         return None
 
 

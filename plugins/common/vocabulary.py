@@ -28,6 +28,8 @@ MASK = ("[MASK]", "<mask>", "<|mask|>")
 PAD = ("[PAD]", "<pad>", "<|pad|>")
 UNKNOWN = ("[UNK]", "<unk>", "<|unknown|>")
 
+MOST = 1 << 24  # ids: each gets a row of weights
+
 PIECE, FAR = 1 << 15, 1 << 20  # characters: a piece is cut at the first safe place after PIECE, by force after FAR
 BATCH = 1 << 20  # characters that are encoded at a time; an encoding takes some hundred times their memory
 THREADS, OURS = "TOKENIZERS_PARALLELISM", "off"  # the library's own switch, and our word for no
@@ -54,6 +56,8 @@ class Vocabulary:
         self._tokenizer.no_truncation()
         self._tokenizer.encode_special_tokens = True  # as the text that they are
         self.size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        if self.size > MOST:
+            raise ConfigError(f"this tokenizer.json has an id of {self.size - 1:,}; more than {MOST:,} are not read")
         if not self.size:
             raise ConfigError("this tokenizer.json has no tokens; train it first")
         self.begin, self.end = self._find(BEGIN), self._find(END)

@@ -145,5 +145,5 @@ def _step(line: bytes) -> float:
     """The step of a line; infinity for one that was torn."""
     try:
         return float(json.loads(line)["step"]) if line.endswith(b"\n") else math.inf
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return math.inf

@@ -1,7 +1,9 @@
 """A damaged checkpoint is never used."""
 
 import json
+import os
 import random
+import struct
 
 import pytest
 import torch
@@ -56,6 +58,75 @@ def test_truncated_missing_and_swapped_files_are_found(root):
     assert state.verify(first) == "model.safetensors is missing"
     (second / "manifest.json").write_text("[]")
     assert "cannot be read" in state.verify(second)
+
+
+def made(folder, name, content):
+    """Replace a file of a checkpoint, with digests that are right."""
+    (folder / name).write_bytes(content)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest.pop("digest")
+    manifest["files"][name] = {"size": len(content), "xxh3_128": state.digest(folder / name)}
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "digest": state.digest_of(manifest)}))
+
+
+def header(facts, length=None):
+    text = json.dumps(facts).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        header({}, 1 << 40),
+        header({"a.weight": {"dtype": "F32", "shape": [1 << 62], "data_offsets": [0, 4]}}) + bytes(4),
+        header(
+            {"a.weight": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
+            | {"b": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
+        )
+        + bytes(4),
+        header(
+            {
+                "a.weight": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+                "__metadata__": {"DCP_SHARDING_INFO": json.dumps({"a.weight": {"saved_offsets": [1 << 40]}})},
+            }
+        )
+        + bytes(4),
+        header(
+            {
+                "a.weight": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+                "__metadata__": {"DCP_SHARDING_INFO": "[" * 100_000},
+            }
+        )
+        + bytes(4),
+        b"",
+    ],
+    ids=["header of a terabyte", "2^62 values", "overlap", "a part of 2^40", "nested metadata", "nothing"],
+)
+def test_files_that_lie_behind_right_digests_are_refused(root, content):
+    folder = saving.save(root, 1, tensors(), {})
+    made(folder, "model.safetensors", content)
+    assert state.verify(folder) is None
+    with pytest.raises(StateError, match="step-00000001 cannot be read: "):
+        state.load(folder)
+
+
+def test_facts_that_are_none_are_refused(root):
+    folder = saving.save(root, 1, tensors(), {})
+    made(folder, "state.json", b"[" * 100_000)
+    with pytest.raises(StateError, match="cannot be read"):
+        state.facts(folder)
+    (folder / "manifest.json").write_text("[" * 100_000)
+    assert "cannot be read" in state.verify(folder)
+
+
+@pytest.mark.parametrize("name", ["../../outside", "/dev/zero", "sub/file", "pipe"])
+def test_a_manifest_names_files_of_its_own_alone(root, name):
+    folder = saving.save(root, 1, tensors(), {})
+    os.mkfifo(folder / "pipe")
+    manifest = {**json.loads((folder / "manifest.json").read_text()), "files": {name: {"size": 0, "xxh3_128": ""}}}
+    manifest.pop("digest")
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "digest": state.digest_of(manifest)}))
+    assert state.verify(folder) == f"manifest.json names {name!r}, which is no file of it"
 
 
 def test_the_newest_that_verifies_is_used_and_the_damaged_named(root):
