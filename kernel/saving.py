@@ -10,6 +10,7 @@ that is killed before that leaves a hidden folder, which the next save removes.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
@@ -37,6 +38,7 @@ class Saver:
         self.root, self.step = root, 0
         self._thread: Thread | None = None
         self._failure: SelfsupError | None = None
+        self._needed = 0.0  # bytes, at most
         self._copies: dict[str, Tensor] = {}  # written over each time: fresh memory is slow
 
     @property
@@ -54,9 +56,10 @@ class Saver:
             raise RuntimeError("the checkpoint before this one was not committed")
         self.step, self._failure = step, None
         share: Share = {group: dict(self._share(listed)) for group, listed in tensors.items()}
-        needed = distributed.total(torch.tensor(sum(part.nbytes for part, _ in _parts(share)), dtype=torch.float64))
+        size = distributed.total(torch.tensor(sum(part.nbytes for part, _ in _parts(share)), dtype=torch.float64))
+        self._needed = float(size) + (1 << 20)
         if distributed.rank() == 0:
-            self._try(self._prepare, float(needed) + (1 << 20))
+            self._try(self._prepare)
         if distributed.anyone(self._failure is not None):
             raise self._fail()
         work = (self._work_on, share, json.dumps({"step": step, **facts}), frozenset(trained))
@@ -111,8 +114,9 @@ class Saver:
         except Exception as cause:  # whatever it is, what was not written must not be committed
             kept = next(iter(state.folders(self.root)), None)
             rest = f"the newest on disk is {kept}" if kept else "there is none on disk yet"
+            room = f"it needs {self._needed / 1e6:.0f} MB and {_free(self.root) / 1e6:.0f} MB are free"
             self._failure = StateError(
-                f"the checkpoint of step {self.step} could not be written below {self.root}: {cause}; {rest}"
+                f"the checkpoint of step {self.step} could not be written below {self.root}: {cause}; {room}; {rest}"
             )
             self._failure.__cause__ = cause
 
@@ -123,13 +127,13 @@ class Saver:
             f"another process could not write its part of the checkpoint of step {self.step}, and says why"
         )
 
-    def _prepare(self, needed: float) -> None:
+    def _prepare(self) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
         _sync(self.root.parent)
         for leftover in self.root.glob(".step-*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        if (free := shutil.disk_usage(self.root).free) < needed:
-            raise OSError(f"it needs {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are free")
+        if _free(self.root) < self._needed:
+            raise OSError("there is too little room")
         self._work.mkdir()
 
     def _work_on(self, share: Share, facts: str, trained: frozenset[str]) -> None:
@@ -213,6 +217,14 @@ def _write_group(work: Path, group: str, parts: Mapping[str, tuple[Tensor, list[
         written.append(work / f"{group}-{rank + 1:05d}-of-{world:05d}.safetensors")
         save_file(split, written[-1], metadata={"format": "pt", SPLIT: json.dumps(places)})
     return written
+
+
+def _free(folder: Path) -> float:
+    """Bytes that are free on the disk of a folder; not a number where nobody knows."""
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return math.nan
 
 
 def _sync(path: Path) -> None:

@@ -52,7 +52,7 @@ def filled(work: Path, places: Sequence[float], times: Sequence[str]) -> Iterato
             for place in places:
                 free = SLACK + int(place * trial.size)
                 trial.fault(disks.full(disk, free), start=[LAUNCHER] if time == "while" else runs.CLI)
-            yield trial.end(f"the disk is full {time} a checkpoint is written", speaks=time == "before")
+            yield trial.end(f"the disk is full {time} a checkpoint is written", speaks=True)
 
 
 def rare(work: Path) -> Iterator[Result]:
