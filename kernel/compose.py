@@ -210,9 +210,8 @@ def _loader(settings: Settings, source: Any, kinds: dict[str, Modality], objecti
     options, data = settings["train"], settings.get("data", {})
     workers = data.get("workers", "auto")
     if workers == "auto":
-        # A source may say that more workers would not make it quicker.
-        most = getattr(source, "workers", 8)
-        workers = min(most, (os.cpu_count() or 1) // (2 * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+        cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        workers = min(getattr(source, "workers", 8), cores // 2)  # some sources gain nothing by more
     reader = Reader(source, kinds, objective.collator(**kinds), options["seed"])
     loader = Loader(
         reader, batch=options["batch"], microbatch=options["microbatch"], workers=workers, timeout=options["timeout"]

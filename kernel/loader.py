@@ -67,7 +67,7 @@ class Endless(Relaid, Protocol):
     """
 
     seed: int  # of the order in which shards are read
-    seen: float  # how many samples those are of which this process would have found the unusable ones
+    seen: int  # how many samples were read so far, usable or not
 
     def where(self, ident: int) -> str:
         """What a person finds a sample by that `at` gave: a row of a file."""
@@ -164,8 +164,9 @@ class Reader(Dataset[Batch]):
             try:
                 return ident, self.read(ident)
             except BadSample as why:
-                where = f"{self.source.where(ident)}: " if isinstance(self.source, Endless) else ""
-                bad[self.key(ident)] = f"{where}{why}"
+                bad[self.key(ident)] = (
+                    f"{self.source.where(ident)}: {why}" if isinstance(self.source, Endless) else str(why)
+                )
                 ident = self.order.instead(place, attempt)
         reasons = "\n".join(f"  {self.source.name(i)}: {why}" for i, why in list(bad.items())[:10])
         raise DataError(f"{len(bad)} samples in a row cannot be used:\n{reasons}")

@@ -261,12 +261,13 @@ def whole(x: Tensor) -> Tensor:
 def note_bad(run: Run, parts: list[Batch]) -> None:
     """Count the samples that could not be used, on all processes alike; past the limit, stop with the list."""
     new = {i: why for part in parts for i, why in part["bad"].items() if i not in run.skipped}
-    if distributed.anyone(bool(new)):
-        for said in distributed.everyone(json.dumps(new)):
-            run.skipped.update({int(i): why for i, why in json.loads(said).items()})
+    if not distributed.anyone(bool(new)):
+        return
+    of = run.source.seen if isinstance(run.source, Endless) else len(run.source)
+    told = [json.loads(said) for said in distributed.everyone(json.dumps([new, of]))]
+    run.skipped.update({int(i): why for bad, _ in told for i, why in bad.items()})
     share, bad = run.config.get("data", {}).get("max_bad_fraction", 0.01), len(run.skipped)
-    of = int(run.source.seen) if isinstance(run.source, Endless) else len(run.source)
-    if bad > most_bad(share, of):
+    if bad > most_bad(share, of := max(seen for _, seen in told)):
         listed = "\n".join(f"  {run.source.name(i)}: {why}" for i, why in list(run.skipped.items())[:20])
         raise DataError(
             f"{bad} of {of} samples cannot be used, more than data.max_bad_fraction = {share:g} allows; remove them, "

@@ -18,7 +18,7 @@ from selfsup.kernel.errors import BadSample, DataError
 from .plain_text import Empty, decode
 from .token_rows import Frame, Ids, Row
 from .vocabulary import Vocabulary
-from .windows import Flow, Item, Mark, Windows
+from .windows import Flow, Item, Mark, Windows, usable
 
 TRIES = 100_000  # samples in a row that may be unusable before the stream is
 LEAST = 16  # units of a document for which it is worth going on in the rest of a row
@@ -32,7 +32,7 @@ class Reading:
 
     def ids(self, sample: Sample) -> Ids:
         """All of a document, [n] with n > 0; BadSample says why not."""
-        ids: Ids = self.vocabulary.encode([decode(sample[self.field], self.max_bytes)])[0]
+        ids: Ids = self.vocabulary.encode([decode(usable(sample)[self.field], self.max_bytes)])[0]
         if not len(ids):
             raise Empty("the tokenizer makes no token of it")
         return ids
@@ -124,7 +124,6 @@ def give_up(item: Item, used: int) -> int:
 class Packed(Windows):
     """Windows of rows."""
 
-    alike = True  # the texts that cannot be used are found by every process
     workers = 1  # more of them would all tokenise the same
 
 

@@ -20,9 +20,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from selfsup.kernel import distributed
 from selfsup.kernel.contracts import Sample
-from selfsup.kernel.errors import DataError
+from selfsup.kernel.errors import BadSample, DataError
 from selfsup.kernel.loader import Part
 from selfsup.kernel.random import shuffled, tag, untag
 
@@ -136,8 +135,6 @@ class Window:
 class Windows:
     """Flows in windows, whose sizes are their shares of the mixture: a `Source`, and `Endless`."""
 
-    alike = False  # whether every process finds the same samples unusable, or each those of its own batches
-
     def __init__(self, flows: Sequence[Flow], sizes: Sequence[int], notes: Sequence[str]) -> None:
         self.flows, self.sizes, self.notes, self.seed = flows, sizes, notes, 0
         self.parts: Sequence[Part] = [Part(size, size) for size in sizes]
@@ -151,8 +148,8 @@ class Windows:
         return self.at(index, 0)
 
     def at(self, index: int, turn: int) -> Sample:
-        """A sample of a window."""
-        return self._item(index, turn).sample
+        """A sample of a window; one that holds a BadSample in place of what is stored is one."""
+        return usable(self._item(index, turn).sample)
 
     def where(self, ident: int) -> str:
         """shard.jsonl row 12"""
@@ -169,10 +166,9 @@ class Windows:
         return f"sample {turn * self.sizes[part] + within + 1:,} of the stream{self._named(part)}"
 
     @property
-    def seen(self) -> float:
-        """Samples among which this process would have found the unusable ones."""
-        read = sum(max(read for _, read in window.marks.values()) for window in self.windows)
-        return max(read, 1) if self.alike else max(read / distributed.world(), 1)
+    def seen(self) -> int:
+        """Samples as they are stored that were read so far."""
+        return sum(max(read for _, read in window.marks.values()) for window in self.windows)
 
     def news(self) -> tuple[Any, dict[int, str]]:
         """(where the newest windows of each flow begin, what was found unusable in reading them)"""
@@ -200,6 +196,14 @@ class Windows:
             raise IndexError(f"sample {index} of a window of {len(self)}")
         part = int(np.searchsorted(self.ends, index, side="right"))
         return part, int(index - self.ends[part] + self.sizes[part])
+
+
+def usable(sample: Sample) -> Sample:
+    """The sample; raises the BadSample that a flow put into a field of it, whose bytes it would not read."""
+    for stored in sample.values():
+        if isinstance(stored, BadSample):
+            raise stored
+    return sample
 
 
 def shares(window: int, weights: Sequence[float]) -> list[int]:

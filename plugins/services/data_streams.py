@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from selfsup.kernel.contracts import Modality, Sample
-from selfsup.kernel.errors import DataError
+from selfsup.kernel.errors import BadSample, DataError
 from selfsup.plugins.common.windows import Flow, Shards, Windows, shares
 
 from .data_files import Fields, Options, megabytes
@@ -60,10 +60,10 @@ class Tables(Shards):
 class Tars(Shards):
     """Files in tar shards; those of one sample lie one after another, as webdataset has it."""
 
-    def __init__(self, where: str, shards: Sequence[str], modalities: Fields, key: str | None) -> None:
+    def __init__(self, where: str, shards: Sequence[str], modalities: Fields, options: Options) -> None:
         super().__init__(where, shards)
         self.suffixes = {name: modality.suffixes for name, modality in modalities.items()}
-        self.key = key
+        self.key, self.most = options.column, options.limits.row
 
     def open(self, shard: int, state: Any) -> Iterator[tuple[str, Sample, Any]]:
         """The samples of a shard; a state is the place of the header of what follows."""
@@ -80,13 +80,20 @@ class Tars(Shards):
                         found, group = {}, stem
                     if (field := self._field(member, name)) is None:
                         continue
-                    found[field] = {"bytes": tar.extractfile(member).read(), "path": name}  # type: ignore[union-attr]
+                    found[field] = self._stored(tar, member)
                     if len(found) == len(self.suffixes):
                         yield f"{self.shards[shard]}:{name}", found, tar.offset
                         found = {}
                 file.seek(tar.offset)
                 if file.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile takes a broken header for the end
                     raise tarfile.ReadError(f"what follows byte {tar.offset:,} is no tar")
+
+    def _stored(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> Any:
+        """What a file of the tar holds; a BadSample in its place where that is too much."""
+        if member.size > self.most:
+            return BadSample(f"{member.size:,} bytes are more than the {self.most:,} that data.max_bytes allows")
+        file = tar.extractfile(member)
+        return {"bytes": file.read() if file else b"", "path": member.name.removeprefix("./")}
 
     def _field(self, member: tarfile.TarInfo, name: str) -> str | None:
         """What a file of the tar serves as."""
@@ -100,7 +107,7 @@ class Tars(Shards):
 
 def stream_tars(where: str, shards: Sequence[str], modalities: Fields, options: Options) -> Flow:
     """Tar shards, front to back."""
-    flow = Tars(where, shards, modalities, options.column)
+    flow = Tars(where, shards, modalities, options)
     size = megabytes(sum(os.path.getsize(shard) for shard in shards))
     flow.notes = [f"a stream of {len(shards)} tar{'s' * (len(shards) > 1)}, {size}, from {where}"]
     return flow

@@ -134,7 +134,6 @@ def test_windows_of_rows_and_of_documents_are_as_large_as_the_streams_own():
         assert made.seed == 7
         assert "a stream" in made.notes
     assert packed.workers == 1, "each would tokenise all"
-    assert packed.alike
     assert single.at(1, 0)["text"].tolist() == VOCABULARY.encode([texts[1]])[0].tolist()
     sent = pickle.loads(pickle.dumps(packed))
     assert (sent.at(3, 2)["text"].ids == packed.at(3, 2)["text"].ids).all()

@@ -136,12 +136,3 @@ def test_data_without_samples_is_an_error_and_no_endless_search():
 def test_a_shard_that_cannot_be_read_stops_the_run_and_says_where():
     with pytest.raises(DataError, match=r"cannot be read on in shard0, after 2 samples: OSError: the disk is gone"):
         windows(Lists(["a", "b", OSError])).at(3, 0)
-
-
-def test_processes_share_what_was_seen(monkeypatch):
-    monkeypatch.setattr("selfsup.kernel.distributed.world", lambda: 2)
-    source = windows()
-    taken(source, range(3))
-    assert source.seen == 6
-    source.alike = True
-    assert source.seen == 12

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import io
 import json
 import re
 import socket
 import tarfile
+import warnings
 
 import pytest
 
@@ -16,12 +18,11 @@ pa = pytest.importorskip("pyarrow")
 from pyarrow import parquet  # noqa: E402
 
 from selfsup.kernel.contracts import Modality  # noqa: E402
-from selfsup.kernel.errors import DataError  # noqa: E402
+from selfsup.kernel.errors import BadSample, DataError  # noqa: E402
 from selfsup.kernel.loader import Endless, Loader, Reader  # noqa: E402
 from selfsup.plugins.services import data_streams  # noqa: E402
 from selfsup.plugins.services.data import Data  # noqa: E402
 
-# `datasets` leaves files that are not read to their end to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 
 
@@ -54,6 +55,10 @@ def offline(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)  # so that a call home would be made, and seen
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()  # `datasets` leaves files that are not read to their end to the garbage collector
 
 
 def opened(*paths, stream=8, kinds=(Words,), **options):
@@ -190,6 +195,14 @@ def test_files_of_one_sample_in_a_tar_are_paired(tmp_path):
     source = opened(path, stream=2, kinds=(Picture, Words))
     found = [{name: stored["bytes"] for name, stored in source.at(i, 0).items()} for i in range(2)]
     assert found == [{"text": b"A", "image": b"1"}, {"text": b"C", "image": b"3"}]
+
+
+def test_a_file_of_a_tar_that_is_too_large_is_a_bad_sample_and_not_read(tmp_path):
+    path = write_tar(tmp_path / "x.tar", {"a.txt": b"A", "b.txt": b"B" * 500, "c.txt": b"C"})
+    source = opened(path, stream=3, max_bytes=100)
+    with pytest.raises(BadSample, match=r"500 bytes are more than the 100 that data.max_bytes allows"):
+        source.at(1, 0)
+    assert source.at(2, 0)["text"]["bytes"] == b"C"
 
 
 def test_a_key_chooses_among_the_files_of_a_tar(tmp_path):
