@@ -2,8 +2,8 @@
 
 A folder holds `tokens.bin` (the documents one after another, uint16 where that suffices), `documents.npy` (how long
 each is and its number in the source) and `corpus.json`, which says what it was made from. It is written under a
-temporary name and renamed when it is whole, so a folder of that name is always a whole one. Processes map the files and
-share the memory.
+temporary name and renamed when it is whole, so a folder of that name is always a whole one; one whose digests do not
+verify any more is made anew. Processes map the files and share the memory.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import xxhash
 from selfsup.kernel import distributed
 from selfsup.kernel.errors import BadSample, DataError, SelfsupError, StateError, allow_bad, most_bad
 from selfsup.kernel.loader import Source
+from selfsup.kernel.state import digest
 
 from .plain_text import Empty, text_of
 from .vocabulary import Vocabulary, threaded
@@ -50,6 +51,12 @@ class Facts:
     empty: int = 0  # samples without text
     bad: int = 0  # samples whose text cannot be used
     reasons: dict[str, str] = field(default_factory=dict)  # number of a sample -> why not
+    digests: dict[str, str] = field(default_factory=dict)  # of the other files
+
+
+def facts_of(folder: Path) -> Facts:
+    """What the folder of a corpus says of it."""
+    return Facts(**json.loads((folder / FACTS).read_text("utf-8")))
 
 
 class Corpus:
@@ -57,7 +64,7 @@ class Corpus:
 
     def __init__(self, folder: Path) -> None:
         self.folder: Path | None = folder
-        self.facts = Facts(**json.loads((folder / FACTS).read_text("utf-8")))
+        self.facts = facts_of(folder)
         if self.facts.dtype not in ("uint16", "uint32"):  # NumPy would make objects of bytes
             raise StateError(f"the tokens in {folder} are of no known type: {self.facts.dtype!r}")
         self._open(folder)
@@ -168,8 +175,10 @@ def _made(place: Path, wanted: Facts, source: Source, name: str, vocabulary: Voc
 
 def _made_from(place: Path) -> tuple[Any, ...] | None:
     try:
-        return _key(Corpus(place).facts)
-    except (OSError, ValueError, TypeError, EOFError, MemoryError, RecursionError, StateError):
+        facts = facts_of(place)
+        whole = facts.digests == {name: digest(place / name) for name in (TOKENS, DOCUMENTS)}
+        return _key(facts) if whole else None
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
 
 
@@ -197,6 +206,7 @@ def _write(work: Path, facts: Facts, source: Source, name: str, vocabulary: Voca
     with open(work / DOCUMENTS, "wb") as file:
         np.save(file, np.array([sizes, numbers], np.int64)[:, kept])
         _flush(file)
+    facts.digests = {name: digest(work / name) for name in (TOKENS, DOCUMENTS)}
     with open(work / FACTS, "w", encoding="utf-8") as text:
         json.dump(asdict(facts), text, indent=1)
         _flush(text)

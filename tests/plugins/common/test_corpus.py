@@ -81,7 +81,7 @@ def test_what_is_left_out_is_counted_and_named():
 
 def test_one_bad_sample_of_few_stops_nothing_but_nothing_at_all_does():
     few = Source(["fine", b"\xff"])
-    assert len(left_out(opened(few), few, 0.0)) == 1
+    assert len(left_out(opened(few), few, 0.01)) == 1
     for texts in (["", " "], [b"\xff"]):
         with pytest.raises(DataError, match=r"(?s)samples cannot be used.* allows; remove them:\n"):
             left_out(opened(Source(texts)), Source(texts), 0.5)
@@ -122,6 +122,17 @@ def test_one_that_is_not_whole_is_made_anew(tmp_path, file, damage):
     source = Source()
     assert len(opened(source, tmp_path)) == 4
     assert source.read == len(TEXTS)
+
+
+@pytest.mark.parametrize("file", ["tokens.bin", "documents.npy"])
+def test_one_with_a_flipped_bit_is_made_anew(tmp_path, file):
+    opened(Source(), tmp_path)
+    path = tmp_path / "tokens" / file
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        opened(Source(), tmp_path)
+        assert path.read_bytes() == whole, place
 
 
 def test_one_that_was_interrupted_leaves_nothing(tmp_path):
