@@ -29,13 +29,15 @@ def test_every_link_within_the_repository_leads_somewhere():
 
 def test_every_documented_option_exists():
     """Options on command lines in the documentation are options of `ssl` and of torchrun."""
+    from torch.distributed.run import get_args_parser
+
     from selfsup.cli.eval import evaluate
     from selfsup.cli.train import train
 
-    known = {"--nproc-per-node", "--standalone", "--no-python", "--nnodes", "--rdzv-backend", "--rdzv-endpoint"}
-    known |= {"--max-restarts"}
+    known = {word for action in get_args_parser()._actions for word in action.option_strings}
     commands = [train, *evaluate.commands.values()]
     known |= {word for command in commands for parameter in command.params for word in parameter.opts}
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        for line in re.findall(r"^(?:ssl|torchrun) .*$", page.read_text("utf-8"), re.M):
+        whole = page.read_text("utf-8").replace("\\\n", " ")
+        for line in re.findall(r"^(?:ssl|torchrun) .*$", whole, re.M):
             assert set(re.findall(r"(?<=\s)--[a-z-]+", line.partition("#")[0])) <= known, line
