@@ -150,6 +150,20 @@ class Wrapped:
             self.forward = nn.parallel.DistributedDataParallel(objective, find_unused_parameters=skips)
             # Every process keeps its own buffers, which are alike. (As an argument this is deprecated in torch 2.13.)
             self.forward.broadcast_buffers = False
+            if not skips:
+                self._settle(objective)
+
+    def _settle(self, objective: Objective) -> None:
+        """Let a pass that changes nothing show DDP the order of gradients, by which it arranges its sums for good.
+
+        The first step would show it otherwise, and be summed in another order than the same step of a run that was not
+        interrupted before it: among three processes and more, the last bits would differ.
+        """
+        parameters = [p for p in objective.parameters() if p.requires_grad]
+        vars(objective)["forward"] = lambda: torch.stack([p.sum().float() for p in parameters]).sum()
+        self.forward().backward()
+        del vars(objective)["forward"]
+        objective.zero_grad(set_to_none=True)
 
     def syncing(self, last: bool) -> AbstractContextManager[object]:
         """Share gradients with the other processes after the last microbatch only."""

@@ -17,8 +17,7 @@ import runs
 
 MARK = "FAULTS_TRIAL"  # in the environment of every process of a trial
 FAILING = str(Path(__file__).with_name("failing_in.py"))
-# Dropout is drawn per process; it is off, so that a run whose world changed can be compared too.
-SMALL = runs.SMALL.replace("dropout=0.1", "dropout=0.0").replace("workers=0", "workers=1")
+SMALL = runs.SMALL.replace("workers=0", "workers=1").replace("batch=4", "batch=12")
 LAUNCH = (sys.executable, "-m", "torch.distributed.run")
 
 

@@ -2,7 +2,9 @@
 
 import multiprocessing
 import os
+import select
 import signal
+import sys
 import threading
 import time
 
@@ -105,6 +107,32 @@ def _work(ready):
     ready.set()
     while True:
         time.sleep(60)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux sends a signal when a parent ends")
+def test_a_worker_that_is_stuck_ends_with_its_parent():
+    reading, writing = os.pipe()
+    parent = FORK.Process(target=_parent, args=(writing,))
+    parent.start()
+    os.close(writing)
+    assert os.read(reading, 1) == b"."
+    parent.kill()
+    parent.join()
+    assert select.select([reading], [], [], 10)[0]  # nobody holds the other end any more
+    assert os.read(reading, 1) == b""
+    os.close(reading)
+
+
+def _parent(writing):
+    FORK.Process(target=_stuck, args=(writing,)).start()
+    os.close(writing)
+    time.sleep(60)
+
+
+def _stuck(writing):
+    loader.worker_started(0)
+    os.write(writing, b".")
+    time.sleep(60)
 
 
 def test_microbatches_are_slices_of_the_batch(toys):
