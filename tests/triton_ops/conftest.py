@@ -30,6 +30,35 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item.add_marker(pytest.mark.filterwarnings("ignore:.*deterministic:UserWarning"))  # of a GPU, by `poisoned`
     if INTERPRETED:
         items[:] = [item for item in ours if "device" in getattr(item, "fixturenames", ())]
+    if not config.getoption("--slow"):
+        dear = [item for item in items if INTERPRETED or "compile_ahead" in getattr(item, "fixturenames", ())]
+        left_out = set(dear) - set(every_other(dear))
+        items[:] = [item for item in items if item not in left_out]
+
+
+def every_other(items: Sequence[pytest.Item]) -> list[pytest.Item]:
+    """Half of the combinations of parameters, as the white squares of a chess board: each value with half of the
+    values of each other parameter, and, where there are three parameters, each pair of values. The whole board costs
+    minutes in the interpreter and in the compilers, and is for --slow.
+    """
+    seen: dict[tuple[str, ...], dict[tuple[int, ...], int]] = {}  # (function, parameters) -> values -> their number
+    squares: dict[pytest.Item, dict[tuple[str, ...], int]] = {}
+    for item in items:
+        given, function = getattr(item, "callspec", None), item.nodeid.partition("[")[0]
+        names = [m.args[0] for m in item.iter_markers("parametrize")]
+        marked = [tuple(re.split(r"\s*,\s*", n) if isinstance(n, str) else n) for n in names]
+        values = given.params if given else {}
+        alone = [(name,) for name in values if not any(name in names for names in marked)]  # of fixtures
+        squares[item] = {}
+        for names in (*marked, *alone):
+            numbers = seen.setdefault((function, *names), {})
+            squares[item][(function, *names)] = numbers.setdefault(tuple(id(values[n]) for n in names), len(numbers))
+
+    def white(item: pytest.Item) -> bool:
+        choices = [place for key, place in squares[item].items() if len(seen[key]) > 1]
+        return len(choices) < 2 or sum(choices) % 2 == 0
+
+    return [item for item in items if white(item)]
 
 
 @pytest.fixture
@@ -89,7 +118,8 @@ def as_exact_as_torch() -> Callable[..., None]:
     """as_exact_as_torch(op, reference, draw): each result and gradient errs at most twice as much as torch's own.
 
     `draw(seed)` gives the arrays, in the type to be tried. The error is relative to the result of the reference in
-    float64, in the norm over all elements and several draws; `slack` is what any of them may err.
+    float64, in the norm over all elements and several draws; `slack` is what any of them may err. The interpreter,
+    which takes a thousand times as long, has half of the draws.
     """
 
     def hold(
@@ -101,7 +131,7 @@ def as_exact_as_torch() -> Callable[..., None]:
         seeds: int = 4,
     ) -> None:
         squares: dict[tuple[str, int], float] = {}
-        for seed in range(seeds):
+        for seed in range(max(1, seeds // 2) if INTERPRETED else seeds):
             arrays = draw(seed)
             true = outputs_and_gradients(reference, [exact(x) for x in arrays])
             for who, f in (("ours", op), ("torch's", reference)):

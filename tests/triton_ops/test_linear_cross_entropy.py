@@ -510,7 +510,7 @@ def test_what_is_too_small_for_float16_waits_for_the_factor_of_the_loss(device, 
     def scaled(f):
         return lambda hidden, weight, labels: 2.0**14 * f(hidden, weight, labels)
 
-    as_exact_as_torch(scaled(linear_cross_entropy), scaled(linear_cross_entropy_reference), draw)
+    as_exact_as_torch(scaled(linear_cross_entropy), scaled(linear_cross_entropy_reference), draw, seeds=2)
 
 
 def test_class_weights_may_have_gaps_in_memory(device):
