@@ -27,6 +27,7 @@ SMALL = (
 WORDS = ["the", "sea", "is", "calm", "tonight", "the", "tide", "is", "full", "and", "fair"]
 PATIENCE = 300.0  # seconds: longer waits are a hang, which is a fault that was not survived
 CLI = ("-m", "selfsup.cli")
+start_process: Callable[..., Any] = subprocess.Popen  # the short tests fork (conftest.py), which is quicker
 
 
 class Hung(Exception):
@@ -44,7 +45,7 @@ class Job:
         self.began = time.time()
         self.started.append(self)
         with log.open("wb") as file:
-            self.process = subprocess.Popen(
+            self.process = start_process(
                 command,
                 stdout=file,
                 stderr=subprocess.STDOUT,
