@@ -187,7 +187,7 @@ def _key(facts: Facts) -> tuple[Any, ...]:
 
 
 def _digest(text: str) -> str:
-    return xxhash.xxh3_128_hexdigest(text.encode())
+    return xxhash.xxh3_128_hexdigest(text.encode("utf-8", "surrogateescape"))  # names need not be UTF-8
 
 
 def _write(work: Path, facts: Facts, source: Source, name: str, vocabulary: Vocabulary) -> Iterator[None]:

@@ -177,6 +177,9 @@ class Data:
                     f"there is no built-in sample of {' with '.join(modalities)}; name your data with --data"
                 )
             return Mixture([BuiltIn(*next(iter(modalities.items())))], [None])
+        for spec in paths:
+            if not spec.isascii() and any("\ud800" <= letter <= "\udfff" for letter in spec):
+                raise DataError(f"--data {spec!r} is no UTF-8, which a run file cannot hold; rename it, or link to it")
         specs = [split_weight(spec) for spec in paths]
         weights = [weight for _, weight in specs]
         if any(w is None for w in weights) and any(w is not None for w in weights):

@@ -101,6 +101,11 @@ def test_only_folders_that_are_classes_are_taken_for_them(tmp_path, files, label
     assert found == dict(zip(files, labels or [None] * len(files), strict=True))
 
 
+def test_a_path_that_is_no_utf8_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"caf\\udce9' is no UTF-8, which a run file cannot hold"):
+        opened(tmp_path / "caf\udce9")
+
+
 def test_a_glob_and_a_single_file(tmp_path):
     fill(tmp_path, "a/1.png", "b/1.png", "b/2.png", "b/3.jpg", "odd[1].png")
     globbed = opened(f"{tmp_path}/*/*.png")
