@@ -119,7 +119,7 @@ class Metrics:
 def line(reading: Reading) -> str:
     """One line of the file."""
     row: dict[str, Any] = asdict(reading)
-    row |= {"loss": finite(reading.loss), "norm": finite(reading.norm)}
+    row |= {name: finite(row[name]) for name in ("loss", "norm", "lr")}
     row["metrics"] = {name: finite(value) for name, value in reading.metrics.items()}
     return json.dumps(row, allow_nan=False) + "\n"
 

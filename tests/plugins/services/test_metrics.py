@@ -43,11 +43,12 @@ def test_a_line_holds_the_step(fake_run, fake_report, monkeypatch):
 def test_what_is_not_finite_is_null(fake_run, fake_report):
     run, service = fake_run(), Metrics()
     service.run_started(run)
+    run.optimizer.param_groups[0]["lr"] = float("inf")
     service.step_finished(run, fake_report(run, 0, loss=float("nan"), norms=(float("inf"),) * 4, good=float("-inf")))
     service.run_finished(run, None)
     text = (run.folder / "metrics.jsonl").read_text()
     row = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-    assert row["loss"] is row["norm"] is row["metrics"]["good"] is None
+    assert row["loss"] is row["norm"] is row["lr"] is row["metrics"]["good"] is None
 
 
 @pytest.mark.parametrize("torn", ['{"step": 1, "lo', '{"step": 1}', "\xff\n", "[]\n", ""])
