@@ -65,8 +65,11 @@ def chains_of(work: Path, moment: str) -> list[Chain]:
         started = []
         for number in range(CHAINS):
             times = [draw.randint(1, 3) if often else 1 for _ in range(KILLS)]
+            kills = [moment] * KILLS
+            if moment == "before a checkpoint is loaded":  # so there must be one
+                kills, times = ["after its rename", *kills], [1, *times]
             folder = work / f"{moment.replace(' ', '-')}-{number}"
-            started.append(pool.submit(chain, folder, [moment] * KILLS, times, STEPS))
+            started.append(pool.submit(chain, folder, kills, times, STEPS))
     return [made.result() for made in started]
 
 
