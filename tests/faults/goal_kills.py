@@ -26,7 +26,7 @@ import stock
 from result import Result
 
 LAUNCHER = str(Path(killed_at.__file__))
-CHAINS, KILLS, STEPS = 4, 5, 24  # of each moment: 20 kills
+CHAINS, KILLS, STEPS = 4, 5, 40  # of each moment: 20 kills
 SOME = ["after the optimizer", "between its tensors", "before a checkpoint is loaded"]
 
 
