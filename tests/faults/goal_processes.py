@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import statistics
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,7 @@ from result import Result
 TIMEOUT = 5.0  # of the collectives and data workers, or without a sign of life: what a fault's notice may take, and 5 s
 LONG = 120.0  # for the one of the two that the fault is not about
 NOTICE, LEFT = 5.0, 60.0  # the goal: noticed within the timeout and this; nothing is left after this
+FAILS_AT = 15  # the step
 AGENT = 30.0  # seconds that torchrun waits for a process that does not end
 
 
@@ -32,6 +34,15 @@ class Fault:
     notice: float  # seconds within which it must be noticed
     sets: str = ""
     short: bool = False  # one of the short form
+
+    @property
+    def sent(self) -> bool:
+        return self.how.startswith("SIG")
+
+    @property
+    def ends_itself(self) -> bool:
+        """Whether the victim is the one that notices."""
+        return self.how in ("hangs", "starves")
 
     def bound(self) -> float:
         return self.notice + NOTICE
@@ -74,29 +85,37 @@ def measure(work: Path, full: bool) -> Iterator[Result]:
 
 def trial(folder: Path, fault: Fault, processes: int, number: int, whole: Path) -> Outcome:
     victim = number % processes
-    sent = fault.how.startswith("SIG")
     with Trial(folder, sets=fault.sets) as at:
-        injected = () if sent else (fault.how, str(victim), "10")
-        job = at.launch(processes, "--max-restarts=1", fault=injected)
-        at.wait_for_steps(9, job)
+        job = at.launch(
+            processes, "--max-restarts=1", fault=() if fault.sent else (fault.how, str(victim), str(FAILS_AT))
+        )
+        at.wait_for_steps(1, job)
         first = at.ranks()
-        if sent:
-            os.kill(first[victim], signal.Signals[fault.how])
-        else:
-            at.wait((folder / f".injected-{fault.how}").exists, 60)
-        others = [pid for rank, pid in first.items() if rank != victim or fault.how in ("hangs", "starves")]
-        noticed = at.wait(lambda: any(map(gone, others)), fault.bound() + AGENT)
+        began = injected(at, fault, first[victim], job)
+        others = [pid for rank, pid in first.items() if rank != victim or fault.ends_itself]
+        at.wait(lambda: any(map(gone, others)), fault.bound() + AGENT)
+        noticed = time.time() - began
         again = at.wait(partial(started_again, at, first), LEFT + AGENT)
+        recovered = time.time() - began
         code = job.wait()
         left = at.left_after(LEFT)
-        if code or noticed is None or again is None:
+        if code or again is None:
             return Outcome(f"exit code {code}: {job.said()[-2000:]}")
         if noticed > fault.bound():
             return Outcome(f"noticed after {noticed:.1f} s", noticed)
         why = f"{left} is left" if left else runs.difference(folder, whole) or ""
-        if at.status() != "DONE":
-            why = f"the status is {at.status()}"
-        return Outcome(why, noticed, noticed + again, len(left))
+        return Outcome(why if at.status() == "DONE" else at.status(), noticed, recovered, len(left))
+
+
+def injected(at: Trial, fault: Fault, victim: int, job: runs.Job) -> float:
+    """Let it happen; when it did."""
+    if fault.sent:
+        at.wait_for_steps(FAILS_AT, job)
+        os.kill(victim, signal.Signals[fault.how])
+        return time.time()
+    mark = at.folder / f".injected-{fault.how}"
+    runs.wait_until(mark.exists, job, "fault")
+    return mark.stat().st_mtime
 
 
 def started_again(at: Trial, first: dict[int, int]) -> bool:
@@ -104,7 +123,7 @@ def started_again(at: Trial, first: dict[int, int]) -> bool:
     now = at.ranks()
     if len(now) < len(first) or set(now.values()) & set(first.values()):
         return at.status() == "DONE"
-    return runs.steps_done(at.folder) > 10
+    return runs.steps_done(at.folder) > FAILS_AT + 1
 
 
 def told(fault: Fault, tried: list[Outcome], stock: str = "") -> Result:

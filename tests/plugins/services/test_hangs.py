@@ -32,7 +32,8 @@ def alive():
         time.sleep(0.1)
 
 child = subprocess.Popen(["sleep", "1000"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-run = SimpleNamespace(objective=nn.Linear(1, 1), folder=Path(sys.argv[1]), done=7, config={"train": {"timeout": 0.4}})
+config = {"train": {"timeout": float(sys.argv[3])}}
+run = SimpleNamespace(objective=nn.Linear(1, 1), folder=Path(sys.argv[1]), done=7, config=config)
 service = Hangs()
 service.run_started(run)
 service.step_finished(run, None)
@@ -47,10 +48,9 @@ child.kill()
 def hung(tmp_path):
     started = []
 
-    def start(how):
-        process = subprocess.Popen(
-            [sys.executable, "-c", HUNG, str(tmp_path), how], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+    def start(how, limit):
+        command = [sys.executable, "-c", HUNG, str(tmp_path), how, str(limit)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         started.append(process)
         return process, int(process.stdout.readline())
 
@@ -61,7 +61,7 @@ def hung(tmp_path):
 
 
 def test_it_says_where_it_hangs_and_leaves_nothing(hung, tmp_path):
-    process, child = hung("stuck")
+    process, child = hung("stuck", 0.4)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1
     assert re.search(
@@ -75,7 +75,7 @@ def test_it_says_where_it_hangs_and_leaves_nothing(hung, tmp_path):
 
 
 def test_it_ends_though_the_lock_of_python_is_held(hung):
-    process, child = hung("locked")
+    process, child = hung("locked", 0.4)
     try:
         _, said = process.communicate(timeout=60)
     finally:
@@ -86,7 +86,7 @@ def test_it_ends_though_the_lock_of_python_is_held(hung):
 
 
 def test_a_process_that_was_stopped_for_a_while_goes_on(hung):
-    process, _ = hung("alive")
+    process, _ = hung("alive", 1.0)
     process.send_signal(signal.SIGSTOP)
     time.sleep(1.5)
     process.send_signal(signal.SIGCONT)
