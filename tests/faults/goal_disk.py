@@ -50,7 +50,7 @@ def filled(work: Path, places: Sequence[float], times: Sequence[str]) -> Iterato
         with disks.small(work / "disk", 16) as disk:
             trial = Trial(work / "whole", disk / "run")
             for place in places:
-                free = SLACK + int(place * trial.size)
+                free = SLACK + int(place * (trial.size - 2 * SLACK))
                 trial.fault(disks.full(disk, free), start=[LAUNCHER] if time == "while" else runs.CLI)
             yield trial.end(f"the disk is full {time} a checkpoint is written", speaks=True)
 
