@@ -110,6 +110,8 @@ def report(error: BaseException, plugins: Plugins) -> int:
         case _:
             found = culprit(plugins, error)
             say(f"error: {f'{found} failed: ' if found else ''}{type(error).__name__}: {error}")
+            for owner, why in plugins.damaged.items():  # torch and pydantic read them too, and fail
+                say(f"       it may be for the distribution {owner}, {why}: install it again, or uninstall it")
             say("       this was not foreseen; --debug shows where it happened")
     return 1
 
@@ -127,8 +129,11 @@ def leave(code: int) -> NoReturn:
     threads abort the interpreter now and then (seen in 2 of 6 runs of 4 processes), and a model under DDP that
     is freed after its process group was destroyed can wait for ever.
     """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # a full disk, or nobody reads it: the exit code says how it went all the same
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(code)
     sys.exit(code)

@@ -147,12 +147,14 @@ def _contract(found: Found, plugin: Any) -> int | None:
 
 
 def _options(found: Found, plugin: Any) -> int | None:
-    from selfsup.kernel.config import schema
+    from selfsup.kernel.config import check, schema
 
     if found.kind == "commands":
         if not isinstance(plugin, click.Command):
             raise PluginError(f"{found} is no click.Command but a {type(plugin).__name__}")
         return None
+    if found.kind == "services":  # each run makes one of each
+        plugin(**check(found.name, plugin, {}))
     return len(schema(plugin).model_fields)
 
 

@@ -94,7 +94,9 @@ class Folder:
         if self.total and (self.checkpoint or 0) >= self.total:
             return "done"
         # A run that ended in good order saved its last step. One on another machine cannot be asked.
-        if self.log.time and self.checkpoint != self.steps and self.age < max(QUIET, LONG * (self.log.pace or 0)):
+        # A line of the future is of a clock that was put back since, and says nothing.
+        fresh = self.log.time and self.log.time < time.time() + QUIET
+        if fresh and self.checkpoint != self.steps and self.age < max(QUIET, LONG * (self.log.pace or 0)):
             return "active"
         return "no checkpoint" if self.checkpoint is None else "stopped"
 

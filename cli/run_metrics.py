@@ -15,6 +15,7 @@ import statistics
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,8 @@ def _log(rows: list[Row], measured: list[Row]) -> Log:
         time=max(times, default=None),
         recent={name: statistics.fmean(values) for name, values in recent.items() if values},
         rate=statistics.median(rates) if rates else None,
-        pace=(clock[0] - clock[-1]) / (len(clock) - 1) if len(clock) > 1 else None,
+        # Not the mean: a clock that was set in between would be most of it.
+        pace=statistics.median(later - earlier for later, earlier in pairwise(clock)) if len(clock) > 1 else None,
         measured=[(row["step"] + 1, found) for row in measured if (found := _finite(row["measured"]))],
     )
 

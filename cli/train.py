@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,10 +81,11 @@ def train(
 
     if distributed.rank() == 0:
         report = {"run": str(folder), "ended": reason, "steps": run.done, **outcome.figures(run)}
-        for line in closing(run, report):
-            click.echo(line)
-        if as_json:
-            click.echo(json.dumps(report))
+        with suppress(OSError):  # the run is done, whether or not it can be said
+            for line in closing(run, report):
+                click.echo(line)
+            if as_json:
+                click.echo(json.dumps(report))
     distributed.barrier()  # the process ends without leaving the group: see cli/main.py
     return code
 

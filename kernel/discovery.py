@@ -66,7 +66,7 @@ class Found:
         if self.kind != "commands":  # it imports torch, which may take long too
             from .fitness import misfit
         try:
-            with watched(str(self), without):
+            with watched(str(self), without, ours=self.owner == OURS):
                 plugin = self.entry.load()
             why = None if self.kind == "commands" else misfit(self.kind, plugin, self.owner)
         except KeyboardInterrupt:

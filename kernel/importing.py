@@ -7,6 +7,7 @@ sets a timer of its own when it is told to end, imports no plugin by name.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -19,14 +20,17 @@ NOTE, GIVE_UP = 10.0, 60.0  # seconds
 
 
 @contextmanager
-def watched(what: str, without: str) -> Iterator[None]:
-    """For an import: TimeoutError if it hangs, SystemExit if it would end the process at once."""
-    with _kept_alive(), _timed(what, without):
+def watched(what: str, without: str, ours: bool = False) -> Iterator[None]:
+    """For an import: TimeoutError if it hangs, SystemExit if it would end the process at once.
+
+    Our own are only slow, on a slow disk, and waited for.
+    """
+    with _kept_alive(), _timed(what, without, math.inf if ours else GIVE_UP):
         yield
 
 
 @contextmanager
-def _timed(what: str, without: str) -> Iterator[None]:
+def _timed(what: str, without: str, limit: float) -> Iterator[None]:
     taken = threading.current_thread() is not threading.main_thread() or signal.getitimer(signal.ITIMER_REAL)[0]
     if taken or signal.getsignal(signal.SIGALRM) != signal.SIG_DFL:
         yield
@@ -34,8 +38,8 @@ def _timed(what: str, without: str) -> Iterator[None]:
     began = time.monotonic()
 
     def heard(*_: Any) -> None:
-        if time.monotonic() - began >= GIVE_UP:
-            raise TimeoutError(f"the import was given up after {GIVE_UP:g} s")
+        if time.monotonic() - began >= limit:
+            raise TimeoutError(f"the import was given up after {limit:g} s")
         # Not print: one may be under way, which no other may enter.
         os.write(2, f"still importing {what}; without it: {without}\n".encode())
 

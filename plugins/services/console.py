@@ -9,7 +9,8 @@ import resource
 import sys
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Annotated, Literal
+from contextlib import suppress
+from typing import IO, TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import torch
 from rich.console import Console as Terminal
@@ -31,6 +32,33 @@ if TYPE_CHECKING:
 
 LARGE = 10_000_000  # parameters; a step of a paper's batch with more takes a CPU minutes, and gigabytes
 NAMED = 5  # bad samples that are shown one by one; the rest are counted
+
+
+class Lasting:
+    """What a run prints to, stdout: where it cannot be written, as on a full disk, the run goes on in silence."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream, self.failed = stream, False
+
+    def write(self, text: str) -> int:
+        """Print, if that works."""
+        return self._unless_failed(self.stream.write, text)
+
+    def flush(self) -> None:
+        """Have it out, if that works."""
+        self._unless_failed(self.stream.flush)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def _unless_failed(self, do: Any, *args: str) -> int:
+        try:
+            return 0 if self.failed else do(*args) or 0
+        except OSError as cause:
+            self.failed = True
+            with suppress(OSError):
+                print(f"warning: the output ends here, it cannot be written: {cause.strerror}", file=sys.stderr)
+            return 0
 
 
 class Bar(Progress):
@@ -55,7 +83,7 @@ class Console:
         style: Annotated[Literal["auto", "bar", "lines", "off"], about("auto: a bar in a terminal")] = "auto",
     ) -> None:
         self.every, self.pause, self.style = every, pause, style
-        self.terminal = Terminal(highlight=False)
+        self.terminal = Terminal(highlight=False, file=cast(IO[str], Lasting(sys.stdout)))
         self.bar: Bar | None = None
         self.silent = style == "off"
 

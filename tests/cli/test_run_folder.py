@@ -134,3 +134,10 @@ def test_a_folder_that_is_no_run_gets_the_nearest_match(make, tmp_path):
         open_run(tmp_path / "photo-1")
     with pytest.raises(ConfigError, match="cannot be read as TOML"):
         open_run(make("bad", toml="["))
+
+
+def test_a_line_of_the_future_says_nothing_of_now(make):
+    """The clock was put back since: nobody knows how long ago it was."""
+    run = Folder(make(steps=60, saved=(50,), ago=-3600.0))
+    assert run.age == 0
+    assert run.state == "stopped"

@@ -89,3 +89,10 @@ def test_many_lines_cost_little_more_than_few(read):
     # The tail is the same; 50 times the lines are searched for one word. Parsing them all is 50 times the work.
     assert cost(many) < 25 * cost(few)
     assert read(many).measured == [(100_000, {"a": 1.0})]
+
+
+def test_a_clock_that_was_set_does_not_change_the_pace(tmp_path):
+    times = [100.0, 101.0, 102.0, 86_503.0, 86_504.0, 86_505.0]
+    rows = [{"step": n, "loss": 1.0, "time": time} for n, time in enumerate(times)]
+    (tmp_path / "log").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read_log(tmp_path / "log").pace == 1.0

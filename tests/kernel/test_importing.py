@@ -31,6 +31,12 @@ def test_a_hang_is_named_and_then_given_up(soon, capfd):
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
+def test_what_is_ours_is_waited_for(soon, capfd):
+    with watched("the thing", "HIDE=it", ours=True):
+        time.sleep(0.5)
+    assert capfd.readouterr().err.startswith("still importing the thing")
+
+
 def test_a_hang_that_swallows_the_error_is_given_up_all_the_same(soon):
     def stubborn():
         for _ in range(3):

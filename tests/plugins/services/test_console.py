@@ -1,6 +1,7 @@
 """The console: what it says and how often, in a terminal and elsewhere."""
 
 import io
+import os
 
 import pytest
 import torch
@@ -184,3 +185,17 @@ def test_clock():
 def test_memory_of_this_process_is_plausible():
     assert 1e7 < console.resident() < 1e12
     assert console.memory(torch.device("cpu")).endswith(" GB")
+
+
+def test_an_output_that_cannot_be_written_stops_nothing(fake_run, fake_report, monkeypatch, capsys):
+    full = open("/dev/full", "w")  # noqa: SIM115 - it cannot be closed as others can
+    monkeypatch.setattr(console.sys, "stdout", full)
+    service, run = Console(pause=0, every=1), fake_run()
+    service.run_started(run)
+    for number in range(3):
+        service.step_finished(run, fake_report(run, number))
+    service.run_finished(run, None)
+    monkeypatch.undo()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
+    full.close()
+    assert capsys.readouterr().err == "warning: the output ends here, it cannot be written: No space left on device\n"
