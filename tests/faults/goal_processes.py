@@ -33,7 +33,6 @@ class Fault:
     how: str  # a signal's name, or a kind of failing_in.py
     notice: float  # seconds within which it must be noticed
     sets: str = ""
-    short: bool = False  # one of the short form
 
     @property
     def sent(self) -> bool:
@@ -49,10 +48,11 @@ class Fault:
 
 
 COLLECTIVES = f"train.timeout={TIMEOUT} hangs.seconds={LONG}"
+HANGS = Fault("a process hangs in Python", "hangs", TIMEOUT, f"train.timeout={LONG} hangs.seconds={TIMEOUT}")
 FAULTS = [
     Fault("kill -9 of one process", "SIGKILL", TIMEOUT, COLLECTIVES),
     Fault("an exception in one process", "raises", TIMEOUT, COLLECTIVES),
-    Fault("a process hangs in Python", "hangs", TIMEOUT, f"train.timeout={LONG} hangs.seconds={TIMEOUT}", short=True),
+    HANGS,
     Fault("a process waits for a lock for ever", "starves", TIMEOUT, f"train.timeout={LONG} hangs.seconds={TIMEOUT}"),
     Fault("a process hangs and holds Python's lock", "locked", TIMEOUT, COLLECTIVES),
     Fault("SIGSTOP of one process", "SIGSTOP", TIMEOUT, COLLECTIVES),
@@ -72,15 +72,31 @@ class Outcome:
 def measure(work: Path, full: bool) -> Iterator[Result]:
     processes, times = (4, 4) if full else (3, 1)  # the sum of two numbers has but one order
     with Trial(work / "whole") as whole:
-        whole.launch(processes).finish()
+        for job in whole.together(processes):
+            job.finish()
+    if not full:
+        yield told(HANGS, [by_hand(work / "hangs", HANGS, processes, whole.folder)])
+        return
     for fault in FAULTS:
-        if full or fault.short:
-            stock = stock_restarts(work / "stock", processes, times) if fault.how == "SIGKILL" else ""
-            tried = [trial(work / f"{fault.how}-{n}", fault, processes, n, whole.folder) for n in range(times)]
-            yield told(fault, tried, stock)
-    if full:
-        yield slow(work / "slow", processes, whole.folder)
-        yield clean(work / "clean", processes, 100)
+        stock = stock_restarts(work / "stock", processes, times) if fault.how == "SIGKILL" else ""
+        tried = [trial(work / f"{fault.how}-{n}", fault, processes, n, whole.folder) for n in range(times)]
+        yield told(fault, tried, stock)
+    yield slow(work / "slow", processes, whole.folder)
+    yield clean(work / "clean", processes, 100)
+
+
+def by_hand(folder: Path, fault: Fault, processes: int, whole: Path) -> Outcome:
+    """As `trial`, without torchrun: when all have ended, all are started again."""
+    with Trial(folder, sets=fault.sets) as at:
+        jobs = at.together(processes, fault=(fault.how, "1", str(FAILS_AT)))
+        began = injected(at, fault, 0, jobs[0])
+        codes = [job.wait() for job in jobs]
+        noticed, status = time.time() - began, at.status()
+        for job in at.together(processes):
+            job.finish()
+        if 0 in codes or noticed > fault.bound() or "hung" not in status:
+            return Outcome(f"exit codes {codes} after {noticed:.1f} s, status {status!r}", noticed)
+        return Outcome(runs.difference(folder, whole) or "", noticed, time.time() - began)
 
 
 def trial(folder: Path, fault: Fault, processes: int, number: int, whole: Path) -> Outcome:

@@ -29,18 +29,34 @@ CODES = {"SIGTERM": 75, "SIGUSR1": 75, "SIGINT": 130}  # of `ssl train`; torchru
 
 def measure(work: Path, full: bool) -> Iterator[Result]:
     processes = 4 if full else 2
-    if not full:
-        yield sent(work / "short", "SIGUSR1", "torchrun", processes, None)
-        return
     with Trial(work / "whole", steps=STEPS, sets=SETS) as whole:
-        whole.launch(processes).finish()
+        for job in whole.together(processes):
+            job.finish()
+    if not full:
+        yield by_hand(work / "short", "SIGUSR1", processes, whole.folder)
+        return
     yield alone(work / "alone")
     for to in ("torchrun", "process 0", f"process {processes - 1}"):
         for name in NAMES:
             yield sent(work / f"{name}-{to[-1]}", name, to, processes, whole.folder)
 
 
-def sent(folder: Path, name: str, to: str, processes: int, whole: Path | None) -> Result:
+def by_hand(folder: Path, name: str, processes: int, whole: Path) -> Result:
+    """A signal to the last of several processes, without torchrun."""
+    with Trial(folder, steps=STEPS, sets=SETS) as at:
+        jobs = at.together(processes, fault=("slow", "0", "3"))
+        at.wait_for_steps(6, jobs[0])
+        done, seconds, code = stop(jobs[-1], jobs[-1].pid, name, folder)
+        codes = [*(job.wait() for job in jobs[:-1]), code]
+        why = wrong(folder, done) + ("" if set(codes) == {CODES[name]} else f"exit codes {codes}")
+        figure = f"saved {saved(folder) - done} steps later, after {seconds:.1f} s"
+        for job in at.together(processes):
+            job.finish()
+        why += runs.difference(folder, whole) or ""
+    return Result("R4", f"{name} to the last of {processes} processes", 1, int(not why), figure + why)
+
+
+def sent(folder: Path, name: str, to: str, processes: int, whole: Path) -> Result:
     """One signal to torchrun or to one of its processes; then the run goes on to the end of `whole`."""
     with Trial(folder, steps=STEPS, sets=SETS) as at:
         job = at.launch(processes, HANDLED, fault=("slow", "0", "3"))
@@ -50,9 +66,8 @@ def sent(folder: Path, name: str, to: str, processes: int, whole: Path | None) -
         why = "" if not at.left_after(10) else f"{at.processes()} is left; "
         why += wrong(folder, done)
         figure = f"saved {saved(folder) - done} steps later, after {seconds:.1f} s; torchrun's exit code {code}"
-        if whole:
-            at.launch(processes).finish()
-            why += runs.difference(folder, whole) or ""
+        at.launch(processes).finish()
+        why += runs.difference(folder, whole) or ""
     return Result("R4", f"{name} to {to}", 1, int(not why), f"{figure}, lost steps 0{f': {why}' if why else ''}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import time
 import uuid
@@ -46,7 +47,7 @@ class Trial:
             with suppress(OSError):
                 os.kill(process.pid, signal.SIGKILL)
         for job in self.jobs:
-            job.process.wait(60)
+            job.kill()
 
     def launch(
         self,
@@ -65,6 +66,22 @@ class Trial:
         log = self.folder.with_name(f"{self.folder.name}-{len(self.jobs)}.log")
         self.jobs.append(runs.Job(command, log, {**(environment or {}), MARK: self.mark}))
         return self.jobs[-1]
+
+    def together(self, processes: int, *, fault: Sequence[str] = ()) -> list[runs.Job]:
+        """Start processes that find each other as those of torchrun do, and that nobody starts again."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), MARK: self.mark}
+        shared |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+        start = [FAILING, *fault] if fault else ["-m", "selfsup.cli"]
+        words = runs.words(self.folder, steps=self.steps, sets=self.sets)
+        jobs = []
+        for number in range(processes):
+            log = self.folder.with_name(f"{self.folder.name}-{len(self.jobs)}.log")
+            own = {"RANK": str(number), "LOCAL_RANK": str(number)}
+            jobs.append(runs.Job([sys.executable, *start, *words], log, shared | own))
+            self.jobs.append(jobs[-1])
+        return jobs
 
     def processes(self) -> list[Process]:
         """All that live and were started by this trial, whoever their parent is by now."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from itertools import count
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import Forked
 
 from selfsup.plugins.services import hangs
 from selfsup.plugins.services.hangs import Hangs, Silence
@@ -37,7 +37,8 @@ run = SimpleNamespace(objective=nn.Linear(1, 1), folder=Path(sys.argv[1]), done=
 service = Hangs()
 service.run_started(run)
 service.step_finished(run, None)
-print(child.pid, flush=True)
+Path(sys.argv[1], ".child").write_text(str(child.pid))
+Path(sys.argv[1], ".child").rename(Path(sys.argv[1], "child"))
 globals()[sys.argv[2]]()
 service.run_finished(run, None)
 child.kill()
@@ -50,14 +51,17 @@ def hung(tmp_path):
 
     def start(how, limit):
         command = [sys.executable, "-c", HUNG, str(tmp_path), how, str(limit)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = Forked(command)
         started.append(process)
-        return process, int(process.stdout.readline())
+        child, end = tmp_path / "child", time.monotonic() + 30
+        while not child.exists() and time.monotonic() < end:
+            time.sleep(0.01)
+        return process, int(child.read_text())
 
     yield start
     for process in started:
         process.kill()
-        process.communicate()
+        process.wait(30)
 
 
 def test_it_says_where_it_hangs_and_leaves_nothing(hung, tmp_path):
