@@ -42,6 +42,7 @@ def arm(kind: str, rank: str, step: int, folder: Path) -> None:
 
     if kind == "stock":
         distributed.meeting = lambda store: store  # type: ignore[assignment]
+        distributed.end_with_parent = lambda number: None  # type: ignore[assignment]
         return
     own, mark = loop.take_step, folder / f".injected-{kind}"
 

@@ -27,7 +27,7 @@ ROOT = "10.213.77"  # of the namespaces' addresses
 
 
 def measure(work: Path, full: bool) -> Iterator[Result]:
-    yield agent_killed(work / "killed")
+    yield agent_killed(work / "killed", outlived(work / "outlived") if full else "")
     if not full:
         return
     yield agent_stopped(work / "stopped")
@@ -53,7 +53,16 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def agent_killed(folder: Path) -> Result:
+def outlived(folder: Path) -> str:
+    """What plain torch leaves of a torchrun that is killed."""
+    with Trial(folder, steps=100_000) as at:
+        job = at.launch(2, fault=("stock", "0", "0"))
+        at.wait_for_steps(6, job)
+        os.kill(job.pid, signal.SIGKILL)
+        return f"plain processes: {len(at.left_after(20))} still train 20 s later"
+
+
+def agent_killed(folder: Path, stock: str = "") -> Result:
     """kill -9 of torchrun: its processes save and end by themselves."""
     with Trial(folder, steps=100_000, sets="checkpoints.steps=100000") as at:
         job = at.launch(2)
@@ -64,7 +73,7 @@ def agent_killed(folder: Path) -> Result:
         seconds = time.monotonic() - began
         good = not left and at.status().startswith("PREEMPTED") and at_end(folder)
     figure = f"saved and ended after {seconds:.1f} s, status {at.status()!r}, left behind: {len(left)}"
-    return Result("R13", "kill -9 of torchrun", 1, int(good), figure)
+    return Result("R13", "kill -9 of torchrun", 1, int(good), figure, stock)
 
 
 def agent_stopped(folder: Path) -> Result:
