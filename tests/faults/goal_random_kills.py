@@ -21,7 +21,7 @@ SETS = runs.SMALL.replace("checkpoints.steps=2", "checkpoints.steps=10").replace
 
 def measure(work: Path, full: bool) -> Iterator[Result]:
     if not full:
-        yield alone(work, steps=60, mean=0.2, most=2)
+        yield alone(work, steps=60, mean=0.05, most=2)
         return
     yield alone(work, steps=2000, mean=MEAN, most=1000)
     yield together(work, steps=1000, mean=MEAN)
@@ -34,7 +34,9 @@ def alone(work: Path, steps: int, mean: float, most: int) -> Result:
     draw, folder, kills = random.Random(0), work / "killed", 0
     while kills < most:
         job = runs.train(folder, **how)
-        if kills % 3 != 2:
+        if steps < 100:  # a checkpoint later each time, or the kill would be no trial
+            runs.wait_for_step(folder, job, 12 * (kills + 1))
+        elif kills % 3 != 2:
             runs.wait_for_progress(folder, job)
         time.sleep(draw.expovariate(1 / mean))
         if not job.running:

@@ -202,6 +202,8 @@ class Soak:
             if fault is None:
                 job.wait()
                 continue
+            if not self.pause:
+                runs.wait_for_step(self.folder, job, 2 * self.steps_between + 1)  # behind a checkpoint
             time.sleep(self.draw.uniform(0, self.pause))
             if job.running:
                 segment.events.append(Event(fault))
