@@ -22,10 +22,11 @@ DAY = 86_400
 
 def measure(work: Path, full: bool) -> Iterator[Result]:
     runs.train(work / "whole", steps=8).finish()
-    yield clock(work / "clock", work / "whole", [DAY, -DAY, 3600, -3600, 1e9] if full else [-DAY])
+    if full:
+        yield clock(work / "clock", work / "whole", [DAY, -DAY, 3600, -3600, 1e9])
+        yield silent(work / "silent", work / "whole")
+        yield two(work / "two", 10)
     yield logs(work / "logs", work / "whole", [0, 3] if full else [3])
-    yield silent(work / "silent", work / "whole")
-    yield two(work / "two", 10 if full else 2)
     yield crowd(work / "crowd", work / "whole", 10_000 if full else 300)
 
 
