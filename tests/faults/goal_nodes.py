@@ -37,8 +37,11 @@ def measure(work: Path, full: bool) -> Iterator[Result]:
     yield host_killed(work / "host", whole.folder)
     for back in (False, True):
         yield node_killed(work / f"node-{back}", whole.folder, back)
-    if namespaces() is None:
+    if why := namespaces():
+        yield Result("R13", "two nodes: the link goes down", 0, 0, f"skipped: {why}")
+    else:
         yield link_down(work / "link")
+        yield lossy(work / "lossy", whole.folder)
 
 
 def rendezvous(port: int, nodes: str = "2", *, host: bool, address: str = "localhost") -> list[str]:
@@ -169,19 +172,23 @@ def namespaces() -> str | None:
         return str(cause.stderr.decode().strip() or cause)
 
 
+def link(namespace: str) -> str:
+    """The end of the link in a namespace."""
+    return f"l{namespace[-14:]}"  # a name has at most 15 letters
+
+
 @contextlib.contextmanager
 def joined() -> Iterator[Sequence[str]]:
     """Two network namespaces and a link between them."""
     names = [f"faults{os.getpid()}{side}" for side in "ab"]
-    links = [f"fl{os.getpid() % 100_000}{side}" for side in "ab"]
     try:
         for name in names:
             ip("netns", "add", name)
-        ip("link", "add", links[0], "type", "veth", "peer", "name", links[1])
-        for number, (name, link) in enumerate(zip(names, links, strict=True), 1):
-            ip("link", "set", link, "netns", name)
-            ip("-n", name, "addr", "add", f"{ROOT}.{number}/24", "dev", link)
-            ip("-n", name, "link", "set", link, "up")
+        ip("link", "add", link(names[0]), "type", "veth", "peer", "name", link(names[1]))
+        for number, name in enumerate(names, 1):
+            ip("link", "set", link(name), "netns", name)
+            ip("-n", name, "addr", "add", f"{ROOT}.{number}/24", "dev", link(name))
+            ip("-n", name, "link", "set", link(name), "up")
             ip("-n", name, "link", "set", "lo", "up")
             # After how many tries a connection is given up: some 15 s instead of 15 min.
             ip("netns", "exec", name, "sh", "-c", "echo 6 > /proc/sys/net/ipv4/tcp_retries2")
@@ -191,22 +198,23 @@ def joined() -> Iterator[Sequence[str]]:
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
 
 
+def two_nodes(at: Trial, names: Sequence[str], nodes: str) -> list[runs.Job]:
+    """A node in each namespace; they meet in the first one."""
+    port, jobs = free_port(), []
+    for number, name in enumerate(names, 1):
+        options = [*rendezvous(port, nodes, host=number == 1, address=f"{ROOT}.1"), f"--local-addr={ROOT}.{number}"]
+        own = {**STORES, "GLOO_SOCKET_IFNAME": link(name)}
+        jobs.append(at.launch(1, *options, before=["ip", "netns", "exec", name], environment=own))
+    at.wait_for_steps(9, jobs[0])
+    return jobs
+
+
 def link_down(folder: Path) -> Result:
     """The link between two nodes goes down: both notice; the one that holds the rendezvous goes on alone."""
-    port = free_port()
     with joined() as names, Trial(folder, sets=SETS, steps=60) as at:
-        jobs = []
-        for number, name in enumerate(names, 1):
-            link = f"fl{os.getpid() % 100_000}{'ab'[number - 1]}"
-            options = [
-                *rendezvous(port, "1:2", host=number == 1, address=f"{ROOT}.1"),
-                f"--local-addr={ROOT}.{number}",
-            ]
-            own = {**STORES, "GLOO_SOCKET_IFNAME": link}
-            jobs.append(at.launch(1, *options, before=["ip", "netns", "exec", name], environment=own))
-        at.wait_for_steps(9, jobs[0])
+        jobs = two_nodes(at, names, "1:2")
         before = at.ranks()
-        ip("-n", names[1], "link", "set", f"fl{os.getpid() % 100_000}b", "down")
+        ip("-n", names[1], "link", "set", link(names[1]), "down")
         noticed = at.wait(lambda: all(map(gone, before.values())), TIMEOUT + 60)
         began = time.monotonic()
         cut = at.wait(lambda: not jobs[1].running, 60)
@@ -219,3 +227,18 @@ def link_down(folder: Path) -> Result:
         f"net.ipv4.tcp_retries2 = 6); the first node was done after {seconds:.1f} s; left behind: {len(left)}"
     )
     return Result("R13", "two nodes: the link goes down", 1, int(good), figure)
+
+
+def lossy(folder: Path, whole: Path) -> Result:
+    """Of the packets between two nodes 30 % are lost: the run is slower, and the same."""
+    fault = "two nodes: 30 % of the packets are lost"
+    with joined() as names, Trial(folder, sets="train.timeout=120") as at:
+        jobs = two_nodes(at, names, "2")
+        lose = ["tc", "qdisc", "add", "dev", link(names[0]), "root", "netem", "loss", "30%"]
+        try:
+            ip("netns", "exec", names[0], *lose)
+        except subprocess.CalledProcessError as cause:
+            return Result("R13", fault, 0, 0, f"skipped: {cause.stderr.decode().strip()}")
+        codes = [job.wait() for job in jobs]
+        why = str(codes) if any(codes) else runs.difference(folder, whole)
+    return Result("R13", fault, 1, int(not why), why or "same digest")
