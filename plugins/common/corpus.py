@@ -70,7 +70,10 @@ class Corpus:
         self._open(folder)
 
     def _open(self, folder: Path) -> None:
-        self.sizes, self.numbers = np.load(folder / DOCUMENTS)  # [N] int64 each
+        try:
+            self.sizes, self.numbers = np.load(folder / DOCUMENTS)  # [N] int64 each
+        except (ValueError, EOFError, MemoryError) as cause:  # objects, or more than a file may hold
+            raise StateError(f"{folder / DOCUMENTS} cannot be read: {cause}; remove it, and it is made anew") from None
         self.ends = np.cumsum(self.sizes)
         self.tokens: Ids = np.memmap(folder / TOKENS, self.facts.dtype, "r") if len(self) else np.zeros(0, "u2")
         if len(self.tokens) != self.facts.tokens or self.sizes.sum() != self.facts.tokens:

@@ -96,3 +96,9 @@ def test_a_clock_that_was_set_does_not_change_the_pace(tmp_path):
     rows = [{"step": n, "loss": 1.0, "time": time} for n, time in enumerate(times)]
     (tmp_path / "log").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert read_log(tmp_path / "log").pace == 1.0
+
+
+def test_lines_that_nest_without_end_and_numbers_of_hundreds_of_digits_are_passed_over(read):
+    log = read(line(0) + "[" * 100_000 + "\n" + line(1, norm=int("9" * 400)) + measured(1, loss=3.0))
+    assert (log.steps, log.last()) == (2, {"loss": 3.0})
+    assert read(f'{{"step": 1, "loss": {"9" * 400}}}\n').recent == {}

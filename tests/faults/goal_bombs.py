@@ -34,7 +34,7 @@ from selfsup.cli.run_metrics import read_log
 from selfsup.kernel import saving, state
 from selfsup.kernel.config import read_toml
 from selfsup.kernel.errors import SelfsupError
-from selfsup.plugins.common.corpus import _made_from as made_from
+from selfsup.plugins.common.corpus import Corpus
 from selfsup.plugins.common.vocabulary import Vocabulary
 from selfsup.plugins.modalities.audio import Audio
 from selfsup.plugins.modalities.image import Image as Images
@@ -237,7 +237,7 @@ def numbers(work: Path, full: bool) -> Iterator[Bomb]:
     (tokens / "documents.npy").write_bytes(b"\x93NUMPY\x01\0" + struct.pack("<H", len(text)) + text)
     facts = {"tokenizer": "", "samples": 1, "max_bytes": 1}
     (tokens / "corpus.json").write_text(json.dumps(facts))
-    yield "npy of 2^41 values", lambda: _none(made_from(tokens)), lambda: np.load(tokens / "documents.npy")
+    yield "npy of 2^41 values", lambda: Corpus(tokens), lambda: np.load(tokens / "documents.npy")
     words = json.dumps(
         {"version": "1.0", "model": {"type": "WordLevel", "vocab": {"a": 2**31, "b": 0}, "unk_token": "a"}}
     )

@@ -35,7 +35,7 @@ from selfsup.kernel import compose, saving, state
 from selfsup.kernel.config import parse_set, read_toml
 from selfsup.kernel.discovery import Plugins
 from selfsup.kernel.errors import SelfsupError
-from selfsup.plugins.common.corpus import _made_from as made_from
+from selfsup.plugins.common.corpus import Corpus
 from selfsup.plugins.common.vocabulary import Vocabulary
 from selfsup.plugins.modalities.audio import Audio
 from selfsup.plugins.modalities.image import Image
@@ -106,12 +106,12 @@ def attacks_on(work: Path, canary: Path) -> Iterator[tuple[str, Callable[[], Any
     facts = {"tokenizer": "", "samples": 1, "max_bytes": 1, "tokens": 8}
     (tokens / "corpus.json").write_text(json.dumps(facts))
     (tokens / "tokens.bin").write_bytes(code)
-    yield "object array among the tokens", lambda: made_from(tokens)
+    yield "object array among the tokens", lambda: Corpus(tokens)
     objects = work / "objects"
     shutil.copytree(tokens, objects)
     (objects / "corpus.json").write_text(json.dumps({**facts, "dtype": "O"}))
     np.save(objects / "documents.npy", np.array([[8], [0]]))
-    yield "tokens that say they are objects", lambda: made_from(objects)
+    yield "tokens that say they are objects", lambda: Corpus(objects)
     tar = work / "a.tar"
     kinds = {"pkl": code, "pyd": code, "pickle": code, "pt": saved.getvalue(), "npy": code, "py": b"import os"}
     spoiled.shard(tar, {**{f"a.{kind}": data for kind, data in kinds.items()}, "a.txt": code, "a.json": code})

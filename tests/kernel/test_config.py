@@ -164,3 +164,14 @@ def test_an_option_that_may_be_open_is_opened_by_its_word():
     assert check("train", TrainOptions, {"steps": "none"})["steps"] is None
     with pytest.raises(ConfigError, match=r"train\.batch = 'none'"):
         check("train", TrainOptions, {"batch": "none"})
+
+
+def test_a_run_file_that_is_none_says_so_whatever_its_depth_and_size(tmp_path, monkeypatch):
+    path = tmp_path / "run.toml"
+    path.write_text("x = " + "[" * 100_000)
+    with pytest.raises(ConfigError, match="cannot be read as TOML"):
+        read_toml(path)
+    assert parse_set([f"train.steps={'[' * 100_000}"])["train"]["steps"][0] == "["
+    monkeypatch.setattr("selfsup.kernel.config.LARGEST", 10)
+    with pytest.raises(ConfigError, match="more than 10 bytes"):
+        read_toml(path)

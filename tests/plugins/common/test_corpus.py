@@ -257,3 +257,23 @@ def test_its_facts_are_for_people_too(tmp_path):
     facts = json.loads((tmp_path / "tokens" / module.FACTS).read_text())
     assert facts["samples"] == len(TEXTS)
     assert facts["tokens"] == 26
+
+
+def test_one_that_was_made_to_lie_is_refused(tmp_path):
+    folder = tmp_path / "tokens"
+    opened(Source(["one two"]), tmp_path)
+    path = folder / "corpus.json"
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps({**whole, "dtype": "O"}))
+    with pytest.raises(StateError, match="are of no known type: 'O'"):
+        module.Corpus(folder)
+    path.write_text(json.dumps(whole))
+    header = b"{'descr': '|O', 'fortran_order': False, 'shape': (2, 1), }".ljust(117) + b"\n"
+    for kind in (
+        header,
+        header.replace(b"'|O'", b"'<i8'").replace(b"(2, 1)", b"(2, 1099511627776)").ljust(117)[:117] + b"\n",
+    ):
+        (folder / "documents.npy").write_bytes(b"\x93NUMPY\x01\0\x76\0" + kind)
+        with pytest.raises(StateError, match=r"documents\.npy cannot be read"):
+            module.Corpus(folder)
+    assert texts_of(opened(Source(["one two"]), tmp_path)) == ["one two"]

@@ -239,3 +239,9 @@ def test_a_data_worker_encodes_without_a_word():
         [sys.executable, "-c", FORK], capture_output=True, text=True, timeout=60, check=False, env=environment
     )
     assert (done.stdout, done.stderr) == ("7\n", "")
+
+
+def test_an_id_of_billions_is_refused():
+    model = {"type": "WordLevel", "vocab": {"a": 2**31, "b": 0}, "unk_token": "a"}
+    with pytest.raises(ConfigError, match="an id of 2,147,483,648; more than 16,777,216 are not read"):
+        Vocabulary(json.dumps({"version": "1.0", "model": model}))
