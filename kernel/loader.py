@@ -7,23 +7,22 @@ and any number of workers, processes and microbatches sees the same samples with
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from . import distributed
 from .contracts import Batch, Collator, Modality, Sample, Signal
 from .errors import BadSample, ConfigError, DataError, SelfsupError
 from .random import shuffled, stream, tag, untag
+from .workers import made_ahead, short_of_memory
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # that end a run; Slurm can send the last ahead of its end
-GRACE = 10.0  # seconds that a data worker lives on after a SIGTERM
+NAMED = 8  # samples of a batch, in a message
 TRIES = 100  # how many samples in a row may be unusable before the data is
 
 
@@ -157,6 +156,8 @@ class Reader(Dataset[Batch]):
         except SelfsupError:  # a BadSample, or what no other sample would mend: a library that is not installed
             raise
         except Exception as cause:
+            if short_of_memory(cause):
+                raise DataError(f"there is too little memory to read {self.source.name(self.key(ident))}") from cause
             raise BadSample(f"{type(cause).__name__}: {cause}") from cause
 
     def _usable(self, place: int, ident: int, bad: dict[int, str]) -> tuple[int, Sample]:
@@ -206,14 +207,12 @@ class Loader:
         try:
             for step in range(first, total):
                 parts = [next(batches) for _ in self.places(step)]
-                for error in (part for part in parts if isinstance(part, SelfsupError)):
-                    raise error
                 if isinstance(self.reader.source, Endless):
                     for part in parts:
                         self.reader.source.recall(part.pop("marks"))
                 yield parts
         finally:
-            del batches  # ends the workers now, though the traceback of an error may keep this frame alive
+            batches.close()  # ends the workers now, though the traceback of an error may keep this frame alive
 
 
 class _Caught(Dataset[Any]):
@@ -228,36 +227,11 @@ class _Caught(Dataset[Any]):
         except SelfsupError as cause:
             return cause
 
-
-def made_ahead(
-    dataset: Dataset[Any], sampler: Iterable[Any], workers: int, timeout: float = 0, pin: bool = False
-) -> Iterator[Any]:
-    """dataset[places] for each places of the sampler, in order, made by workers: whole batches."""
-    loader = DataLoader(
-        dataset,
-        sampler=sampler,
-        batch_size=None,
-        collate_fn=torch.nn.Identity(),  # it is a batch already
-        num_workers=workers,
-        worker_init_fn=worker_started,
-        generator=torch.Generator(),  # or DataLoader would draw from the global one
-        timeout=timeout if workers else 0,
-        pin_memory=pin,
-    )
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until the workers know what to do with them
-    batches = iter(loader)
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return batches
-
-
-def worker_started(_: int) -> None:
-    """Workers end with their parent, which may need them for one more step: Ctrl-C is for it alone, and a SIGTERM, as
-    torchrun, `timeout` and schedulers send it to a whole group of processes, ends a worker only some seconds later.
-    """
-    distributed.end_with_parent(signal.SIGKILL)  # torch's workers look for it too, but not while they are stuck
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.setitimer(signal.ITIMER_REAL, GRACE))  # then SIGALRM ends it
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))  # SIGUSR1 is for the parent alone too
+    def called(self, places: Sequence[int]) -> str:
+        """What a person calls the samples of a batch."""
+        idents = self.reader.order.ids(np.asarray(places)).tolist()
+        names = [self.reader.source.name(self.reader.key(ident)) for ident in idents]
+        return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -23,10 +23,11 @@ from .config import Settings
 from .contracts import Batch, Loss, Objective, Step, returned
 from .discovery import Plugins
 from .errors import DataError, SelfsupError, StateError, allow_bad, most_bad
-from .loader import SIGNALS, Endless, Loader, to_device
+from .loader import Endless, Loader, to_device
 from .precision import autocast
 from .random import key_of
 from .saving import Saver
+from .workers import SIGNALS
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from torch.utils.data import Dataset
 
 from selfsup.kernel.contracts import Backbone, Modality, Sample, Signal
 from selfsup.kernel.errors import BadSample, ConfigError, ContractError, DataError
-from selfsup.kernel.loader import Source, made_ahead
+from selfsup.kernel.loader import Source
+from selfsup.kernel.workers import made_ahead
 
 
 class Features(NamedTuple):

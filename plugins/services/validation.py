@@ -36,9 +36,10 @@ from selfsup.kernel.config import about
 from selfsup.kernel.contracts import Batch, Loss, Step
 from selfsup.kernel.errors import BadSample, ConfigError, DataError, SelfsupError, most_bad
 from selfsup.kernel.hookspecs import hookimpl
-from selfsup.kernel.loader import Reader, made_ahead, to_device
+from selfsup.kernel.loader import Reader, to_device
 from selfsup.kernel.precision import autocast
 from selfsup.kernel.random import Stream, shuffled, stream, tag
+from selfsup.kernel.workers import made_ahead
 from selfsup.plugins.common.evaluation import evaluating
 
 from .data import Paths

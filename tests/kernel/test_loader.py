@@ -1,20 +1,12 @@
 """The order is a function of the seed and the place, whatever the workers, processes and microbatches."""
 
-import multiprocessing
-import os
-import select
-import signal
-import sys
-import threading
-import time
-
 import numpy as np
 import pytest
 import torch
 
-from selfsup.kernel import Part, compose, loader
+from selfsup.kernel import Part, compose
 from selfsup.kernel.errors import ConfigError, DataError
-from selfsup.kernel.loader import Order, worker_started
+from selfsup.kernel.loader import Order
 from selfsup.kernel.random import untag
 
 
@@ -68,71 +60,6 @@ def test_any_number_of_workers_makes_the_same_batches(toys, workers):
     for ours, theirs in zip(alone, shared, strict=True):
         torch.testing.assert_close(ours[0]["ids"], theirs[0]["ids"], rtol=0, atol=0)
         torch.testing.assert_close(ours[0]["encoder"].x, theirs[0]["encoder"].x, rtol=0, atol=0)
-
-
-def test_a_sigterm_while_a_worker_starts_does_not_end_it(toys, monkeypatch):
-    def slow(number):
-        time.sleep(1)
-        worker_started(number)
-
-    monkeypatch.setattr("selfsup.kernel.loader.worker_started", slow)
-    steps = start(toys, data__workers=1).loader.steps(0, 1)
-    signalled = []
-    timer = threading.Timer(0.5, lambda: [signalled.append(c.terminate()) for c in multiprocessing.active_children()])
-    timer.start()
-    assert len(next(steps)) == 1
-    steps.close()
-    assert signalled
-
-
-def test_a_worker_outlives_a_sigterm_by_some_seconds_only(monkeypatch):
-    monkeypatch.setattr(loader, "GRACE", 0.5)
-    ready = FORK.Event()
-    worker = FORK.Process(target=_work, args=(ready,))
-    worker.start()
-    ready.wait(10)
-    os.kill(worker.pid, signal.SIGINT)
-    worker.terminate()
-    worker.join(0.2)
-    assert worker.is_alive()
-    worker.join(10)
-    assert worker.exitcode == -signal.SIGALRM
-
-
-FORK = multiprocessing.get_context("fork")
-
-
-def _work(ready):
-    loader.worker_started(0)
-    ready.set()
-    while True:
-        time.sleep(60)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux sends a signal when a parent ends")
-def test_a_worker_that_is_stuck_ends_with_its_parent():
-    reading, writing = os.pipe()
-    parent = FORK.Process(target=_parent, args=(writing,))
-    parent.start()
-    os.close(writing)
-    assert os.read(reading, 1) == b"."
-    parent.kill()
-    parent.join()
-    assert select.select([reading], [], [], 10)[0]  # nobody holds the other end any more
-    assert os.read(reading, 1) == b""
-    os.close(reading)
-
-
-def _parent(writing):
-    FORK.Process(target=_stuck, args=(writing,)).start()
-    os.close(writing)
-    time.sleep(60)
-
-
-def _stuck(writing):
-    loader.worker_started(0)
-    os.write(writing, b".")
-    time.sleep(60)
 
 
 def test_microbatches_are_slices_of_the_batch(toys):
