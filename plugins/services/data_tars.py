@@ -36,7 +36,7 @@ LABEL = 1 << 20  # bytes of a member that may hold a label
 LABEL_KEYS = ("label", "labels", "class", "category", "cls")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Member:
     """Where a file lies: in which shard, where it begins, how long it is."""
 
