@@ -241,7 +241,7 @@ class Soak:
         """Of several processes only one is asked; the others stop with it."""
         found = runs.processes_of(job)
         runs.send(self.draw.choice(list(found.values())) if found else job.pid, SIGNALS[event.kind])
-        job.wait(60)
+        job.wait()
         status = (self.folder / "status").read_text()
         if not status.startswith(("PREEMPTED", "DONE")):
             event.wrong = f"after a signal the status is {status.strip()}"
@@ -268,7 +268,7 @@ class Soak:
         workers = [pid for trainer in trainers for pid in runs.family(trainer)[1:]]
         if workers:
             runs.send(self.draw.choice(workers))
-        if not job.ends_within(12) and not runs.wait_for_progress(self.folder, job, timeout=60):
+        if not job.ends_within(12) and not runs.wait_for_progress(self.folder, job, timeout=120):
             event.wrong = "it neither ended nor went on"
         job.kill()
 

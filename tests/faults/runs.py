@@ -87,6 +87,10 @@ class Job:
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Send a signal to it and all that it started; SIGKILL also waits for its end."""
+        if not self.running:
+            return  # its pid may be another's by now
+        if number == signal.SIGKILL:
+            send(self.pid, signal.SIGSTOP)  # so that it starts nothing more meanwhile
         for pid in family(self.pid):
             send(pid, number)
         if number == signal.SIGKILL:
