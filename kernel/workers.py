@@ -101,8 +101,14 @@ class Team:
         )
         others, heard = multiprocessing.active_children(), signal.getsignal(signal.SIGCHLD)
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until the workers know what to do with them
-        self.batches: Iterator[Any] = iter(loader)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        try:
+            self.batches: Iterator[Any] = iter(loader)
+        except OSError as cause:  # no process more, no memory, no room in /dev/shm
+            raise DataError(
+                f"data workers cannot be started: {cause}; try fewer, --set data.workers=0 for none"
+            ) from cause
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self.workers = [child for child in multiprocessing.active_children() if child not in others]
         self.halted: set[int | None] = set()
         self.over = threading.Event()

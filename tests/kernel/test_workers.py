@@ -119,7 +119,7 @@ def test_a_slow_batch_is_waited_for():
     assert values(made_ahead(Squares(partial(time.sleep, 1.5), 5, 1), PLACES, 1, timeout=60)) == WHOLE
 
 
-def fail(kind, text):
+def fail(kind, text, *_):
     raise kind(text)
 
 
@@ -153,6 +153,12 @@ def test_all_tensors_of_a_batch_are_shared_in_the_worker():
     workers._share(batch)
     tensors = [batch["a"].x, batch["a"].segments, batch["b"][0]]
     assert all(tensor.is_shared() for tensor in tensors)
+
+
+def test_workers_that_cannot_be_started_are_an_error_for_people(monkeypatch):
+    monkeypatch.setattr(workers.DataLoader, "__iter__", partial(fail, OSError, "no room"))
+    with pytest.raises(DataError, match="data workers cannot be started: no room; try fewer"):
+        next(made_ahead(Squares(), PLACES, 2))
 
 
 def test_closing_early_ends_the_workers():
