@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import pickle
 import random
+import signal
 import tarfile
 import wave
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
+import killed_at
 import numpy as np
 import runs
 import torch
@@ -62,6 +64,8 @@ def measure(work: Path, full: bool) -> Iterator[Result]:
         yield bench.shared(name, every_share() if full else [Share(2, 1), Share(3, 0, 1)])
         yield bench.resumed(name, 20 if full else 1)
     yield from interrupted(work / "runs", full)
+    if full:
+        yield killed_stream(work / "killed")
 
 
 def every_share() -> list[Share]:
@@ -243,6 +247,24 @@ def interrupted(work: Path, full: bool) -> Iterator[Result]:
         usual = usual_resume() if stops == [EPOCH] else ""
         yield Result("R3", fault, len(stops), 0 if wrong or again else len(stops), figure, usual)
     yield after_the_end(work / "whole", sets, total)
+
+
+def killed_stream(work: Path) -> Result:
+    """kill -9, and another number of workers each time: a stream goes on where its newest checkpoint says."""
+    (folder := work / "tables").mkdir(parents=True)
+    write_texts(folder, "tables", [" ".join(random.Random(n).choices(runs.WORDS, k=5 + 9 * n)) for n in range(20)])
+    sets = ["--data", str(folder), "--set", "data.stream=7"]
+    runs.train(work / "whole", *sets, steps=24).finish()
+    kills = [4, 7, 5]
+    for workers, time in enumerate(kills):
+        start = [str(Path(killed_at.__file__)), "after the optimizer", str(time)]
+        own = [*sets, "--set", f"data.workers={workers}"]
+        runs.train(work / "run", *own, steps=24, start=start).finish(-signal.SIGKILL)
+    runs.train(work / "run", *sets, steps=24).finish()
+    wrong = runs.difference(work / "run", work / "whole")
+    marks = "marks" in runs.newest(work / "run")[1]
+    figure = f"bitwise the same weights{', NOT: ' + wrong if wrong else ''}; marks are {'' if marks else 'NOT '}kept"
+    return Result("R3", "a stream, kill -9, other workers", len(kills), 0 if wrong or not marks else len(kills), figure)
 
 
 def after_the_end(folder: Path, sets: Sequence[str], total: int) -> Result:
