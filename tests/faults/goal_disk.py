@@ -42,7 +42,7 @@ def measure(work: Path, full: bool) -> Iterator[Result]:
     largest = max(path.stat().st_size for path in trial.files)
     for place in PLACES if full else PLACES[4:5]:
         trial.fault(limit=int(place * largest))
-    yield trial.end("a file may not grow any further, at ten places", usual_limits(work / "stock") if full else "")
+    yield trial.end("a file may not grow any further", usual_limits(work / "stock") if full else "")
 
 
 def filled(work: Path, places: Sequence[float], times: Sequence[str]) -> Iterator[Result]:
