@@ -47,7 +47,10 @@ def read_only(folder: Path) -> Iterator[None]:
 def full(disk: Path, free: int = 0) -> Iterator[None]:
     """A disk of which something else has left so many bytes."""
     with (disk / FILLER).open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, max(1, shutil.disk_usage(disk).free - free))
+        for _ in range(100):  # a run writes meanwhile: what was free a moment ago may be so no more
+            with suppress(OSError):
+                os.posix_fallocate(file.fileno(), 0, max(1, shutil.disk_usage(disk).free - free))
+                break
     try:
         yield
     finally:
