@@ -50,6 +50,8 @@ def resolve(plugins: Plugins, *layers: Mapping[str, Any], alone: bool = False) -
             f"{asked['objective']['name']} has no preset {preset!r}; {nearest(preset, objective.presets)}"
         )
     recipe = merge(*(nest(objective.presets[name]) for name in dict.fromkeys(("base", preset))))
+    if "epochs" in asked.get("train", {}):  # asked for, they win over steps that are not
+        recipe.get("train", {}).pop("steps", None)
     settings = merge(_renamed(plugins, recipe, asked), asked)
     out: Settings = {"preset": preset, "objective": _named("objective", objective, settings["objective"])}
     out["modality"] = _plugin(plugins, "modality", settings.get("modality", {}))

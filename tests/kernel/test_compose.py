@@ -145,3 +145,10 @@ def test_a_kind_of_the_modality_of_a_recipe_takes_over_what_it_says(toys, monkey
     for name, width in (("kind", 3), ("other", 4)):
         settings = compose.resolve(toys(), HIDE, {"modality": {"name": name}})
         assert settings["modality"] == {"name": name, "width": width}
+
+
+def test_epochs_that_are_asked_for_win_over_the_steps_of_a_recipe(toys):
+    asked = {"objective": {"name": "hide"}, "train": {"epochs": 3.0}}
+    assert compose.resolve(toys(), {"objective": {"name": "hide"}})["train"]["steps"] == 12
+    assert compose.resolve(toys(), asked)["train"]["steps"] is None
+    assert compose.resolve(toys(), asked, {"train": {"steps": 5}})["train"]["steps"] == 5
