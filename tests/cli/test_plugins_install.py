@@ -66,7 +66,7 @@ def test_a_wheel_that_clashes_is_installed_with_a_warning(place, tmp_path):
     out, err = install(place, *tmp_path.glob("*.whl"))
     version = importlib.metadata.version("selfsup")
     assert f"warning: objective simclr: the objective 'simclr' is claimed by selfsup {version}" in err
-    assert "and by selfsup-simclr 0.1.0; uninstall one of them" in err
+    assert "and by selfsup-simclr 0.1.0; say which, as in selfsup:simclr" in err
     assert "new" not in out
 
 
