@@ -213,7 +213,8 @@ class Plugins:
 def _installed(damaged: dict[str, str]) -> Iterator[Found]:
     """Every plugin there is, whatever other distributions hold."""
     try:
-        every = {kind: list(entry_points().select(group=f"selfsup.{kind}")) for kind in KINDS}
+        known = entry_points()
+        every = {kind: list(known.select(group=f"selfsup.{kind}")) for kind in KINDS}
     except Exception:  # one file that cannot be read hides all, so each is read by itself
         every = _one_by_one(damaged)
     for kind, entries in every.items():
