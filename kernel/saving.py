@@ -62,7 +62,7 @@ class Saver:
             self._try(self._prepare)
         if distributed.anyone(self._failure is not None):
             raise self._fail()
-        work = (self._work_on, share, json.dumps({"step": step, **facts}), frozenset(trained))
+        work = (self._write, share, json.dumps({"step": step, **facts}), frozenset(trained))
         self._thread = Thread(target=self._try, args=work, daemon=True)
         self._thread.start()
 
@@ -95,7 +95,8 @@ class Saver:
     def _share(self, tensors: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Tensor, list[int] | None]]]:
         for name, tensor in tensors.items():
             if isinstance(tensor, DTensor):
-                part, begins = tensor.to_local(), _begins(tensor)
+                part = tensor.to_local()
+                begins = list(tensor.__create_chunk_list__()[0].offsets)  # type: ignore[no-untyped-call]
                 wanted = part.numel() > 0 or distributed.rank() == 0
             else:
                 part, begins, wanted = tensor, None, distributed.rank() == 0
@@ -136,11 +137,6 @@ class Saver:
             raise OSError("there is too little room")
         self._work.mkdir()
 
-    def _work_on(self, share: Share, facts: str, trained: frozenset[str]) -> None:
-        self._write(share, facts, trained)
-        if distributed.world() == 1:  # nobody else has to have written too
-            self._rename()
-
     def _write(self, share: Share, facts: str, trained: frozenset[str]) -> None:
         if broken := _not_finite(share, trained):
             raise DivergedError(
@@ -155,6 +151,8 @@ class Saver:
             _sync(path)
         sizes = {path.name: {"size": path.stat().st_size, "xxh3_128": state.digest(path)} for path in files}
         (self._work / f"part-{distributed.rank()}.json").write_text(json.dumps(sizes), "utf-8")
+        if distributed.world() == 1:  # nobody else has to have written too
+            self._rename()
 
     def _rename(self) -> None:
         files: dict[str, Any] = {}
@@ -184,12 +182,6 @@ def save(root: Path, step: int, tensors: Tensors, facts: Mapping[str, Any]) -> P
 
 def _parts(share: Share) -> Iterator[tuple[Tensor, list[int] | None]]:
     return (part for parts in share.values() for part in parts.values())
-
-
-def _begins(tensor: DTensor) -> list[int]:
-    """Where this process's part of a tensor begins in the whole."""
-    (chunk,) = tensor.__create_chunk_list__()  # type: ignore[no-untyped-call]
-    return list(chunk.offsets)
 
 
 def _not_finite(share: Share, trained: Collection[str]) -> list[str]:
