@@ -179,7 +179,8 @@ def start(
     notes: list[str] = []
     kept = _newest(folder, notes) if resume and folder else None
     given = state.load(newest_checkpoint(weights_from)) if weights_from else None
-    _recall(kinds, given[1] if given else state.facts(kept) if kept else {})
+    facts = state.facts(kept) if kept else {}
+    _recall(kinds, given[1] if given else facts)
     source = open_source(plugins, settings, kinds, settings.get("data", {}).get("paths", []))
     source = rows(settings, kinds, source, folder)
     if isinstance(source, Endless) and not options["steps"]:
@@ -200,7 +201,7 @@ def start(
     run.notes += notes
     plugins.hook.run_composed(run=run)
     if kept:
-        _resume(run, kept)
+        _resume(run, kept, facts["settings"])
     if run.first == 0:
         batches = (to_device(batch, device) for batch in loader.whole(total))
         with torch.no_grad():
@@ -257,9 +258,8 @@ def _recall(kinds: Mapping[str, Modality], facts: Mapping[str, Any]) -> None:
             modality.load(files)
 
 
-def _resume(run: Run, kept: Path) -> None:
-    """Go on from a checkpoint; refuse settings that would make it another run."""
-    settings = state.facts(kept)["settings"]
+def _resume(run: Run, kept: Path, settings: Settings) -> None:
+    """Go on from a checkpoint; refuse settings, beside those it holds, that would make it another run."""
     for name in run.plugins.left_out.keys() & settings.keys():
         raise PluginError(f"this run had a service that cannot be used now: {run.plugins.left_out[name]}")
     for name, old, new in _differences(settings, json.loads(json.dumps(run.config)), run.plugins):
@@ -267,9 +267,6 @@ def _resume(run: Run, kept: Path) -> None:
             f"{name} was {old!r} when this run began and is {new!r} now, which would make it another run; "
             f"leave it as it was, or begin anew with --from {run.folder} and another --out"
         )
-    have = {name: torch.empty(size, device="meta") for name, (size, _) in state.contents(kept)["model"].items()}
-    if why := _misfit(have, run.objective.state_dict()):
-        raise StateError(f"the checkpoint {kept} does not fit this model: {why}")
     run.restore(kept)
     run.notes.append(f"resumed at step {run.first} of {run.total}")
 
@@ -306,19 +303,9 @@ def load_weights(objective: Objective, kept: Kept, folder: Path) -> int:
         objective.load_state_dict(tensors["model"])
     except RuntimeError as cause:
         kind = ", ".join(facts["settings"][section]["name"] for section in ("objective", "backbone"))
-        why = _misfit(tensors["model"], objective.state_dict()) or cause
+        why = state.misfit(state.sizes(tensors["model"]), state.sizes(objective.state_dict())) or cause
         raise StateError(f"the weights of {folder} ({kind}) do not fit this model: {why}") from None
     return int(facts["step"])
-
-
-def _misfit(have: Mapping[str, Tensor], want: Mapping[str, Tensor]) -> str:
-    """How the tensors of a checkpoint differ from a model's: counts, and one of each sort by name."""
-    kinds = {
-        "missing": [name for name in want if name not in have],
-        "unknown here": [name for name in have if name not in want],
-        "of another shape": [name for name in want if name in have and have[name].shape != want[name].shape],
-    }
-    return ", ".join(f"{len(names)} tensors are {kind} ({names[0]})" for kind, names in kinds.items() if names)
 
 
 def restore(

@@ -130,14 +130,20 @@ class Run:
         return written
 
     def restore(self, folder: Path) -> None:
-        """Go on from a checkpoint that verifies; each process reads what it holds, however it was split before."""
+        """Go on from a checkpoint that verifies; each process reads what it holds, however it was split before.
+
+        Raises StateError if it is of a model of other shapes.
+        """
         model: Any = dcp.get_model_state_dict(self.objective)
+        held = state.contents(folder)
+        if why := state.misfit({name: size for name, (size, _) in held["model"].items()}, state.sizes(model)):
+            raise StateError(f"the checkpoint {folder} does not fit this model: {why}")
         # Not set_optimizer_state_dict: it refuses parameters that had no gradient yet, and optimizers without state.
         parameters = dict(self.objective.named_parameters(remove_duplicate=False))
         numbers = {p: n for n, p in enumerate(p for group in self.optimizer.param_groups for p in group["params"])}
         kept: dict[int, dict[str, Any]] = {}
         moments = {}
-        for key, (size, dtype) in state.contents(folder).get("optimizer", {}).items():
+        for key, (size, dtype) in held.get("optimizer", {}).items():
             name, _, moment = key.rpartition(":")
             own = parameters[name]
             moments[key] = torch.empty_like(own, dtype=dtype) if own.shape == size else torch.empty(size, dtype=dtype)

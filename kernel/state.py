@@ -80,6 +80,21 @@ def contents(folder: Path) -> dict[str, dict[str, tuple[torch.Size, torch.dtype]
     return found
 
 
+def sizes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    """The size of each tensor."""
+    return {name: tensor.shape for name, tensor in tensors.items()}
+
+
+def misfit(have: Mapping[str, torch.Size], want: Mapping[str, torch.Size]) -> str:
+    """How the tensors of a checkpoint differ from a model's: counts, and one of each sort by name."""
+    kinds = {
+        "missing": [name for name in want if name not in have],
+        "unknown here": [name for name in have if name not in want],
+        "of another shape": [name for name in want if name in have and have[name] != want[name]],
+    }
+    return ", ".join(f"{len(names)} tensors are {kind} ({names[0]})" for kind, names in kinds.items() if names)
+
+
 def read(folder: Path, into: Mapping[str, Tensor]) -> None:
     """Fill tensors from a checkpoint, by name; of one that is split over processes each reads its own part."""
     with warnings.catch_warnings(), ours(folder):
