@@ -20,7 +20,18 @@ from selfsup.kernel.errors import BadSample, DataError
 from selfsup.plugins.common.windows import Flow, Shards, Windows, shares
 
 from .data_files import Fields, Options, megabytes
-from .data_tables import READERS, WRITTEN, column_of, innermost, library, quiet, suffix_of, undecoded
+from .data_tables import (
+    READERS,
+    WRITTEN,
+    column_of,
+    from_hub,
+    innermost,
+    library,
+    load_hub,
+    quiet,
+    suffix_of,
+    undecoded,
+)
 
 CHUNK = 100  # rows of a table that are converted at once
 
@@ -134,19 +145,10 @@ def stream_tables(where: str, files: Sequence[str], modalities: Fields, options:
 def stream_hub(where: str, modalities: Fields, options: Options) -> Flow:
     """USER/NAME or USER/NAME:SPLIT on the hub, read as it comes over the network."""
     datasets = library(where)
-    name, _, split = where.partition(":")
-    with quiet(datasets):
-        try:
-            table = datasets.load_dataset(name, split=split or "train", streaming=True)
-            shards = [f"{name}:{split or 'train'} shard {n}" for n in range(table.num_shards)]
-            return _tables(where, shards, table, modalities, options, f"{len(shards)} shards on the hub")
-        except DataError:
-            raise
-        except Exception as cause:  # whatever the network, the hub and a builder may raise
-            raise DataError(
-                f"there is no file or folder {where!r}, and the hub does not give a data set of that name: "
-                f"{innermost(cause)}"
-            ) from cause
+    with quiet(datasets), from_hub(where):
+        full, table = load_hub(datasets, where, streaming=True)
+        shards = [f"{full} shard {n}" for n in range(table.num_shards)]
+        return _tables(where, shards, table, modalities, options, f"{len(shards)} shards on the hub")
 
 
 def _tables(where: str, shards: Sequence[str], table: Any, modalities: Fields, options: Options, what: str) -> Tables:

@@ -157,19 +157,33 @@ def _footer(file: str, limits: Limits) -> Sifted:
 def open_hub(where: str, modalities: Fields, options: Options) -> Rows:
     """USER/NAME or USER/NAME:SPLIT on the hub; the split is `train` unless it is named."""
     datasets = library(where)
+    with from_hub(where):
+        full, table = load_hub(datasets, where, cache_dir=options.cache)
+    with quiet(datasets):
+        size = megabytes(table.dataset_size or 0)
+        return _rows(full, table, [full], np.zeros(1, np.int64), modalities, options, size)
+
+
+def load_hub(datasets: Any, where: str, **how: Any) -> tuple[str, Any]:
+    """(USER/NAME:SPLIT, its table); no script that comes with the data is run."""
     name, _, split = where.partition(":")
+    # Releases of the library before 4 would ask whether to run one.
+    table = datasets.load_dataset(name, split=split or "train", trust_remote_code=False, **how)
+    return f"{name}:{split or 'train'}", table
+
+
+@contextmanager
+def from_hub(where: str) -> Iterator[None]:
+    """Whatever the network, the hub and a builder raise becomes a DataError."""
     try:
-        # Releases of the library before 4 would ask whether to run a script that comes with the data.
-        table = datasets.load_dataset(name, split=split or "train", cache_dir=options.cache, trust_remote_code=False)
-    except Exception as cause:  # whatever the network, the hub and a builder may raise
+        yield
+    except DataError:
+        raise
+    except Exception as cause:
         raise DataError(
             f"there is no file or folder {where!r}, and the hub does not give a data set of that name: "
             f"{innermost(cause)}"
         ) from cause
-    with quiet(datasets):
-        full = f"{name}:{split or 'train'}"
-        size = megabytes(table.dataset_size or 0)
-        return _rows(full, table, [full], np.zeros(1, np.int64), modalities, options, size)
 
 
 def _read(datasets: Any, found: Sequence[Sifted], cache: str | None) -> list[Any]:

@@ -250,7 +250,8 @@ def test_a_hub_name_goes_the_same_way(tmp_path, monkeypatch):
     write(tmp_path, "parquet")
     asked = []
 
-    def load(name, split, streaming):
+    def load(name, split, streaming, trust_remote_code):
+        assert trust_remote_code is False
         asked.append((name, split, streaming))
         return datasets.Dataset.from_parquet([str(tmp_path / f"{n}.parquet") for n in range(3)], streaming=True)
 
