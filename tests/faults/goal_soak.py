@@ -3,7 +3,8 @@
 The run goes through segments, of one process or of two under torchrun, and the data lose a sample at each border.
 Within a segment processes are killed, asked to end, stopped, robbed of a data worker and of room on the disk, and the
 newest checkpoint is damaged. At its end every segment is compared, bit by bit, with the same segment of a copy that
-nothing disturbed. A last copy never changes its number of processes: what it ends with is compared within a tolerance,
+nothing disturbed; so no damage makes it go back to before its border, to steps of another number of processes. A last
+copy never changes its number of processes: what it ends with is compared within a tolerance,
 as several processes add in another order.
 
 Goodput is the share of the time that went into steps which were kept.
@@ -94,6 +95,7 @@ class Soak:
         self.steps_between, self.total = 4, segments[-1].end if segments else 0
         self.segments = segments or self.planned(seconds)
         self.kinds = kinds or [kind for kind in self.faults if kind != "a full disk" or disks.missing() is None]
+        self.first = 0  # step of the segment at hand
         self.wall = self.useful = 0.0
         self.deck: list[str] = []
         self.pause = 4.0 if seconds else 0.0  # seconds at most before a fault, after a step
@@ -160,7 +162,7 @@ class Soak:
     def go_through(self, number: int, segment: Segment) -> bool:
         """Disturb the run until the segment ends, then take its copies there; False if it does not get there."""
         copy, steady = self.work / f"copy-{number}", self.work / "steady"
-        first = self.segments[number - 1].end if number else 0
+        self.first = first = self.segments[number - 1].end if number else 0
         if number:
             segment.events += [Event(CHANGED), Event(UNREADABLE)]
             (self.images / f"{number:03d}.png").write_bytes(self.draw.randbytes(200))
@@ -176,7 +178,13 @@ class Soak:
         self.wall += time.monotonic() - began
         for folder, processes in ((copy, segment.processes), (steady, 1))[: len(self.segments)]:
             self.start(folder, processes, segment.end).wait()
-        segment.wrong, segment.compared = runs.difference(self.folder, copy), True
+        segment.compared = True
+        if differs := runs.difference(self.folder, copy):
+            segment.wrong = (
+                f"segment {number} of {segment.processes} processes, from step {first}, after "
+                f"{[event.kind for event in segment.events]}: {differs}; the first step that differs is "
+                f"{parted(self.folder, copy)}"
+            )
         self.useful += pace_of(copy, first) * (segment.end - first)
         for event in segment.events:
             event.survived = event.survived and segment.wrong is None
@@ -227,7 +235,7 @@ class Soak:
 
     def reached(self, segment: Segment) -> bool:
         found, _ = state.newest(self.folder / "checkpoints")
-        return found is not None and int(found.name.rpartition("-")[2]) >= segment.end
+        return found is not None and number_of(found) >= segment.end
 
     def kill(self, job: runs.Job, event: Event) -> None:
         job.kill()
@@ -247,10 +255,11 @@ class Soak:
             event.wrong = f"after a signal the status is {status.strip()}"
 
     def damage(self, job: runs.Job, event: Event) -> None:
-        """Only where there is another checkpoint to go back to."""
+        """Only where the segment has another checkpoint to go back to."""
         job.kill()
-        if len(folders := state.folders(self.folder / "checkpoints")) > 1:
-            path = self.draw.choice(sorted(path for path in folders[0].rglob("*") if path.is_file()))
+        newest, *older = state.folders(self.folder / "checkpoints") or [None]
+        if newest and any(number_of(other) >= self.first and state.verify(other) is None for other in older):
+            path = self.draw.choice(sorted(path for path in newest.rglob("*") if path.is_file()))
             size = path.stat().st_size
             change = goal_damage.flipped(self.draw.randrange(8 * size)) if event.kind == FLIPPED else None
             (change or goal_damage.cut(self.draw.randrange(size)))(path)
@@ -284,6 +293,17 @@ class Soak:
             for folder in (self.folder, steady)
         )
         return abs(ours / theirs - 1), float((a - b).norm() / b.norm())
+
+
+def parted(ours: Path, theirs: Path) -> int | None:
+    """The first step whose losses differ between two runs."""
+    a, b = ({row["step"]: row["loss"] for row in runs.rows(folder) if "loss" in row} for folder in (ours, theirs))
+    return next((step for step in sorted(a | b) if a.get(step) != b.get(step)), None)
+
+
+def number_of(checkpoint: Path) -> int:
+    """The step of it."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def pace_of(folder: Path, first: int) -> float:
