@@ -6,6 +6,7 @@ import inspect
 import sys
 from importlib import invalidate_caches
 
+import distributions
 import pytest
 
 from selfsup.testing import ObjectiveContract, ranks
@@ -151,12 +152,8 @@ TESTS = {name: f for name, f in inspect.getmembers(ObjectiveContract, inspect.is
 @pytest.fixture(scope="module", autouse=True)
 def broken(tmp_path_factory):
     folder = tmp_path_factory.mktemp("broken")
-    (folder / "broken_objectives.py").write_text(BROKEN)
-    info = folder / "broken-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
     entries = "".join(f"{name.lower()} = broken_objectives:{name}\n" for name in WRONG)
-    (info / "entry_points.txt").write_text(f"[selfsup.objectives]\n{entries}")
+    distributions.install(folder, "broken", f"[selfsup.objectives]\n{entries}", broken_objectives=BROKEN)
     sys.path.insert(0, str(folder))
     invalidate_caches()
     ranks.ranks.cache_clear()  # processes see the path of their start

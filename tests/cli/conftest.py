@@ -11,18 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from distributions import TOYS, install, on_path
 from forked import Forked
 
 from selfsup.cli.main import main
-
-TOYS = """
-[selfsup.objectives]
-guess = toy_plugins:Guess
-[selfsup.modalities]
-numbers = toy_plugins:Numbers
-[selfsup.backbones]
-mixer = toy_plugins:Mixer
-"""
 
 
 class Command:
@@ -35,12 +27,7 @@ class Command:
 
     def distribution(self, name: str, entry_points: str, **modules: str) -> None:
         """Install a distribution by writing its metadata and modules, given by their text."""
-        info = self.path / f"{name}-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(entry_points)
-        for module, text in modules.items():
-            (self.path / f"{module}.py").write_text(text)
+        install(self.path, name, entry_points, **modules)
 
     def __call__(self, *args: object, code: int = 0) -> tuple[str, str]:
         """In this process; fails if the exit code is another one."""
@@ -60,11 +47,10 @@ class Command:
         return self._start(Forked, *args)
 
     def _start(self, start: Callable[..., Any], *args: object, **environment: str) -> Any:
-        path = os.pathsep.join([str(self.path), os.environ.get("PYTHONPATH", "")])
         return start(
             [sys.executable, "-m", "selfsup.cli", *map(str, args)],
             cwd=self.folder,
-            env={**os.environ, "PYTHONPATH": path, **environment},
+            env={**os.environ, **on_path(self.path), **environment},
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

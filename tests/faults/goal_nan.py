@@ -9,12 +9,12 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import distributions
 import runs
 import torch
 from result import Result
@@ -57,15 +57,7 @@ class Spoiler:
         with open(run.folder / f"seen-{distributed.rank()}.jsonl", "a") as file:
             file.write(json.dumps(row) + chr(10))
 """
-ENTRY_POINTS = """[selfsup.services]
-spoiler = faults_spoiler:Spoiler
-[selfsup.objectives]
-guess = toy_plugins:Guess
-[selfsup.modalities]
-numbers = toy_plugins:Numbers
-[selfsup.backbones]
-mixer = toy_plugins:Mixer
-"""
+ENTRY_POINTS = f"[selfsup.services]\nspoiler = faults_spoiler:Spoiler\n{distributions.TOYS}"
 
 
 def measure(work: Path, full: bool) -> Iterator[Result]:
@@ -79,15 +71,11 @@ def measure(work: Path, full: bool) -> Iterator[Result]:
     yield one_process(work / "process", plugins, 4 if full else 2)
 
 
-def installed(folder: Path) -> str:
-    """A distribution of the toys and the spoiler; what to put on PYTHONPATH."""
-    info = folder / "faults_spoiler-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: faults-spoiler\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(ENTRY_POINTS)
-    (folder / "faults_spoiler.py").write_text(SPOILER)
+def installed(folder: Path) -> dict[str, str]:
+    """A distribution of the toys and the spoiler; the environment that finds it."""
+    distributions.install(folder, "faults-spoiler", ENTRY_POINTS, faults_spoiler=SPOILER)
     shutil.copy(TOYS, folder)
-    return os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return distributions.on_path(folder)
 
 
 def numbers(folder: Path, spoiled: int | None = None) -> Path:
@@ -98,13 +86,13 @@ def numbers(folder: Path, spoiled: int | None = None) -> Path:
     return folder
 
 
-def train(run: Path, data: Path, plugins: str, policy: str, **faults: Any) -> runs.Job:
-    environment = {"PYTHONPATH": plugins, **{name: str(value) for name, value in {"FAULTS_AT": AT, **faults}.items()}}
+def train(run: Path, data: Path, plugins: dict[str, str], policy: str, **faults: Any) -> runs.Job:
+    environment = {**plugins, **{name: str(value) for name, value in {"FAULTS_AT": AT, **faults}.items()}}
     sets = f"{SETS} watchdog.policy={policy}"
     return runs.train(run, "--data", str(data), steps=STEPS, sets=sets, plugin="guess", environment=environment)
 
 
-def one_sample(work: Path, plugins: str) -> Result:
+def one_sample(work: Path, plugins: dict[str, str]) -> Result:
     """One sample that decodes to NaN: the steps that hold it are left out, and no other."""
     run = work / "run"
     train(run, numbers(work / "data", spoiled=17), plugins, "skip").finish()
@@ -116,10 +104,10 @@ def one_sample(work: Path, plugins: str) -> Result:
     return Result("R12", "NaN in one sample", len(holding), len(bad) * right, figure)
 
 
-def one_process(work: Path, plugins: str, processes: int) -> Result:
+def one_process(work: Path, plugins: dict[str, str], processes: int) -> Result:
     """NaN in the gradient of one process: all leave out the step, and go on alike."""
     data, run = numbers(work / "data"), work / "run"
-    environment = {"PYTHONPATH": plugins, "FAULTS_AT": str(AT), "FAULTS_RANK": str(processes - 1)}
+    environment = {**plugins, "FAULTS_AT": str(AT), "FAULTS_RANK": str(processes - 1)}
     more = ("--data", str(data))
     options = f"{SETS} watchdog.policy=skip"
     runs.torchrun(run, processes, *more, steps=STEPS, sets=options, plugin="guess", environment=environment).finish()
@@ -133,7 +121,7 @@ def one_process(work: Path, plugins: str, processes: int) -> Result:
     return Result("R12", name, 1, int(right), figure if right else f"{bad}", usual())
 
 
-def a_spike(work: Path, plugins: str, rate: str) -> Result:
+def a_spike(work: Path, plugins: dict[str, str], rate: str) -> Result:
     """A learning rate that is far too large for one step: the run ends within its patience, and healthy states stay."""
     run = work / "run"
     job = train(run, numbers(work / "data"), plugins, "skip", FAULTS_RATE=rate)
@@ -151,7 +139,7 @@ def a_spike(work: Path, plugins: str, rate: str) -> Result:
     return Result("R12", f"learning rate of {rate} for one step", 1, int(bool(right)), figure)
 
 
-def stopped(work: Path, plugins: str) -> Result:
+def stopped(work: Path, plugins: dict[str, str]) -> Result:
     """By default the run ends at once, names step, samples and parameters, and keeps the batch."""
     run = work / "run"
     job = train(run, numbers(work / "data", spoiled=17), plugins, "stop")

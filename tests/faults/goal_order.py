@@ -202,26 +202,11 @@ def write_tars(folder: Path, files: Sequence[Path]) -> None:
         file.unlink()
 
 
-# A service that stops a run after so many steps, as a signal at that moment would.
-STOPS = """
-import os
-from selfsup.kernel.hookspecs import hookimpl
-
-class Stops:
-    @hookimpl
-    def step_finished(self, run, report):
-        if run.done == int(os.environ.get("FAULTS_STOP_AT", "0")):
-            run.stop("SIGTERM")
-"""
 EPOCH = 6  # steps: 24 documents in batches of 4
 
 
 def stopping(work: Path, step: int) -> dict[str, str]:
     """The environment in which a run stops after a step."""
-    (info := work / "plugins" / "faults_stops-1.0.dist-info").mkdir(parents=True, exist_ok=True)
-    (work / "plugins" / "faults_stops.py").write_text(STOPS)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: faults-stops\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[selfsup.services]\nstops = faults_stops:Stops\n")
     return {**runs.listening(work), "FAULTS_STOP_AT": str(step)}
 
 

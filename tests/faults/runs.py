@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from distributions import install, on_path
 
 from selfsup.kernel import state
 
@@ -287,17 +288,14 @@ class Ids:
         with contextlib.suppress(OSError), open(run.folder / f"ids-{os.environ.get('RANK', '0')}.jsonl", "a") as file:
             file.write(json.dumps(row) + chr(10))
         if run.done == int(os.environ.get("FAULTS_STOP_AT", "0")):
-            run.stop("the end of a segment")
+            run.stop("SIGTERM")
 """
 
 
 def listening(work: Path) -> dict[str, str]:
     """The environment in which every run writes the samples of its steps to RUN/ids-RANK.jsonl."""
-    (info := work / "plugins" / "faults_ids-1.0.dist-info").mkdir(parents=True, exist_ok=True)
-    (work / "plugins" / "faults_ids.py").write_text(IDS)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: faults-ids\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[selfsup.services]\nids = faults_ids:Ids\n")
-    return {"PYTHONPATH": os.pathsep.join([str(work / "plugins"), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    install(work / "plugins", "faults-ids", "[selfsup.services]\nids = faults_ids:Ids\n", faults_ids=IDS)
+    return on_path(work / "plugins")
 
 
 def samples(folder: Path) -> tuple[dict[int, list[int]], int]:

@@ -62,17 +62,17 @@ class Stranger:
     def owner(self) -> str:
         return self.distribution or f"dist-{self.word}"
 
-    def install(self, folder: Path) -> None:
-        """Write it into a folder that will be on the path."""
-        info = folder / f"{self.owner.replace('-', '_')}-1.5.dist-info"
-        info.mkdir(parents=True, exist_ok=True)
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {self.owner}\nVersion: 1.5\n")
-        (info / "entry_points.txt").write_text(f"[selfsup.{self.kind}]\n{self.plugin} = {self.owner_module}:X\n")
-        (folder / f"{self.owner_module}.py").write_text(f'"""A stranger: {self.title}."""\n{self.source}')
+    @property
+    def entry_points(self) -> str:
+        return f"[selfsup.{self.kind}]\n{self.plugin} = {self.owner_module}:X\n"
 
     @property
     def owner_module(self) -> str:
         return f"of_{self.owner}".replace("-", "_")
+
+    @property
+    def modules(self) -> dict[str, str]:
+        return {self.owner_module: f'"""A stranger: {self.title}."""\n{self.source}'}
 
     def named(self, text: str) -> bool:
         """Whether a text names it in full, and says why."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import distributions
 import pytest
 
 from selfsup.kernel import Plugins, hookimpl
@@ -17,14 +18,9 @@ def installed(tmp_path, monkeypatch):
     """installed("dist", "group:name=module:attribute", source) puts a distribution on the path."""
 
     def install(dist, entry, source, module):
-        folder = tmp_path / dist
-        info = folder / f"{dist.replace('-', '_')}-1.0.dist-info"
-        info.mkdir(parents=True)
         group, _, target = entry.partition(":")
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {dist}\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(f"[selfsup.{group}]\n{target}\n")
-        (folder / f"{module}.py").write_text(source)
-        monkeypatch.syspath_prepend(str(folder))
+        distributions.install(tmp_path / dist, dist, f"[selfsup.{group}]\n{target}\n", **{module: source})
+        monkeypatch.syspath_prepend(str(tmp_path / dist))
 
     yield install
     for name in [n for n in sys.modules if n.startswith("stranger_")]:
@@ -150,7 +146,7 @@ def test_what_is_chosen_by_name_is_never_guessed(installed):
 def test_damaged_entry_points_harm_their_distribution_alone(installed, tmp_path, text, said):
     installed("dist-j", "services:fine=stranger_j:X", "X = 1", "stranger_j")
     installed("dist-k", "services:other=stranger_j:X", "X = 1", "stranger_j")
-    (tmp_path / "dist-k" / "dist_k-1.0.dist-info" / "entry_points.txt").write_bytes(text)
+    next((tmp_path / "dist-k").glob("*/entry_points.txt")).write_bytes(text)
     plugins = Plugins()
     assert {"fine", "metrics"} <= set(plugins.names("services"))
     assert len(plugins.names("objectives")) == len(Plugins().names("objectives")) >= 5
