@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
@@ -54,9 +57,33 @@ def row(plugins: Plugins, kind: str, name: str) -> Row:
     return Row(name, found.distribution, *_summary(found))
 
 
+def summary(found: Found) -> str:
+    """The first line of the docstring of a plugin's module, read without importing anything."""
+    source = source_of(found.entry.module)
+    text = ast.get_docstring(ast.parse(source.read_text("utf-8"))) if source else None
+    return text.partition("\n")[0].strip() if text else ""
+
+
+def source_of(module: str) -> Path | None:
+    """The file of a module, found without running any of its parents' code."""
+    path: Any = None
+    name = ""
+    for part in module.split("."):
+        name = f"{name}.{part}" if name else part
+        spec = None
+        for finder in sys.meta_path:
+            find = getattr(finder, "find_spec", None)
+            if find and (spec := find(name, path)):
+                break
+        if spec is None:
+            return None
+        path = spec.submodule_search_locations
+    return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
+
+
 def _summary(found: Found) -> tuple[str, bool]:
     try:
-        return found.summary(), False
+        return summary(found), False
     except Exception as cause:  # whatever a stranger's file makes Python's parser say
         return f"cannot be read: {type(cause).__name__}: {cause}", True
 

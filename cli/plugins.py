@@ -19,7 +19,7 @@ from selfsup.kernel.discovery import KINDS, SINGULAR, Plugins
 from selfsup.kernel.errors import PluginError, nearest
 
 from .group import Shorthand
-from .installed import Row, plugins_of, rows
+from .installed import Row, plugins_of, rows, summary
 from .plugins_check import check_all
 from .plugins_install import install
 from .plugins_new import new
@@ -108,7 +108,7 @@ def _facts(installed: Plugins, kind: str, name: str) -> dict[str, Any]:
     found = installed.find(kind, name)
     plugin = found.load()
     facts: dict[str, Any] = {"kind": SINGULAR[kind], "name": name, "distribution": found.distribution}
-    facts["summary"] = found.summary()
+    facts["summary"] = summary(found)
     if kind == "commands":
         return facts | {"usage": f"ssl {name} --help"}
     facts |= {key: getattr(plugin, key) for key in ("paper", "towers") if hasattr(plugin, key)}

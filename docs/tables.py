@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from selfsup.cli.installed import summary
 from selfsup.kernel.discovery import KINDS, SINGULAR, Plugins
 
 README = Path(__file__).parents[1] / "README.md"
@@ -20,7 +21,7 @@ def plugins_table() -> str:
         for name in plugins.names(kind):
             found = plugins.find(kind, name)
             if found.entry.dist and found.entry.dist.name == "selfsup":
-                rows.append(f"| {SINGULAR[kind]} | `{name}` | {found.summary().rstrip('.')} |")
+                rows.append(f"| {SINGULAR[kind]} | `{name}` | {summary(found).rstrip('.')} |")
     return "\n".join(rows)
 
 

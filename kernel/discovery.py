@@ -7,14 +7,12 @@ it (`objectives.simclr`); `SELFSUP_TRACE=1` prints every hook call to stderr.
 
 from __future__ import annotations
 
-import ast
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, distributions, entry_points
-from pathlib import Path
 from typing import Any
 
 import pluggy
@@ -54,12 +52,6 @@ class Found:
     def __str__(self) -> str:
         return f"the {SINGULAR[self.kind]} {self.name!r} of {self.distribution}"
 
-    def summary(self) -> str:
-        """The first line of its module's docstring, read without importing anything."""
-        source = source_of(self.entry.module)
-        text = ast.get_docstring(ast.parse(source.read_text("utf-8"))) if source else None
-        return text.partition("\n")[0].strip() if text else ""
-
     def load(self) -> Any:
         """Import it; whatever goes wrong, or does not fit, becomes an error that says how to go on without it."""
         without = f"SELFSUP_DISABLE={self.kind}.{self.name}"
@@ -77,23 +69,6 @@ class Found:
         if why:
             raise PluginError(f"{self} {why}. Go on without it: {without}")
         return plugin
-
-
-def source_of(module: str) -> Path | None:
-    """The file of a module, found without running any of its parents' code."""
-    path: Any = None
-    name = ""
-    for part in module.split("."):
-        name = f"{name}.{part}" if name else part
-        spec = None
-        for finder in sys.meta_path:
-            find = getattr(finder, "find_spec", None)
-            if find and (spec := find(name, path)):
-                break
-        if spec is None:
-            return None
-        path = spec.submodule_search_locations
-    return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
 
 
 class Plugins:

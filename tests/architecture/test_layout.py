@@ -11,14 +11,13 @@ import pytest
 from selfsup.kernel import Backbone, Modality, Objective
 from selfsup.kernel.discovery import SINGULAR
 
-KERNEL_LINES = 2_020  # of code: neither blank, comment nor docstring
+KERNEL_LINES = 2_000  # of code: neither blank, comment nor docstring
 LONGEST_FILE = 400
 MEDIAN_FILE = 120  # lines that are not blank
 FUNCTION = 30  # lines, at the 90th percentile
 
 # What has no test file of its own name, and why.
 NO_TEST = {
-    "cli/installed.py": "what the commands share; tests/cli/test_main.py and test_plugins.py go through it",
     "cli/outcome.py": "what the commands share; tests/cli/test_train.py and test_check.py go through it",
     "cli/selection.py": "what the commands share; tests/cli/test_train.py and test_explain.py go through it",
     "cli/__main__.py": "two lines; tests/test_packaging.py runs them",

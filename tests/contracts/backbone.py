@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from selfsup.cli.installed import summary
 from selfsup.kernel import Backbone, Plugins, Signal, Step
 from selfsup.kernel.config import check, schema
 from selfsup.kernel.errors import ContractError
@@ -50,7 +51,7 @@ class BackboneContract:
     def test_it_says_what_it_is(self) -> None:
         cls = Plugins().load("backbones", self.name)
         assert issubclass(cls, Backbone)
-        assert Plugins().find("backbones", self.name).summary(), "the first line of the module's docstring"
+        assert summary(Plugins().find("backbones", self.name)), "the first line of the module's docstring"
         for option, field in schema(cls).model_fields.items():
             assert field.description, f"describe {option} with about()"
 

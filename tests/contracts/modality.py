@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from selfsup.cli.installed import summary
 from selfsup.kernel import Modality, Part, Plugins, Sample, Signal, Stem, stream
 from selfsup.kernel.config import check, schema
 from selfsup.kernel.errors import BadSample, ContractError
@@ -77,7 +78,7 @@ class ModalityContract:
     def test_it_says_what_it_is(self) -> None:
         cls = Plugins().load("modalities", self.name)
         assert issubclass(cls, Modality)
-        assert Plugins().find("modalities", self.name).summary(), "the first line of the module's docstring"
+        assert summary(Plugins().find("modalities", self.name)), "the first line of the module's docstring"
         assert all(s.startswith(".") and s == s.lower() for s in cls.suffixes)
         for option, field in schema(cls).model_fields.items():
             assert field.description, f"describe {option} with about()"

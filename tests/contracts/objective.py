@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from selfsup.cli.installed import summary
 from selfsup.kernel import Objective, Plugins, Run, Signal, Tower, compose, hookimpl, loop
 from selfsup.kernel.config import schema
 
@@ -49,7 +50,7 @@ class ObjectiveContract:
         assert cls.towers
         assert "http" in cls.paper, "the paper's authors, year, title and address"
         assert cls.__doc__
-        assert Plugins().find("objectives", self.name).summary(), "the first line of the module's docstring"
+        assert summary(Plugins().find("objectives", self.name)), "the first line of the module's docstring"
         for option, field in schema(cls).model_fields.items():
             assert field.description, f"describe {option} with about()"
             assert not field.is_required(), f"{option} needs the paper's value as its default"
