@@ -46,6 +46,7 @@ def claim(folder: Path, resume: bool) -> Iterator[Claim]:
     """
     if not resume and ((folder / RUN_FILE).exists() or (folder / "checkpoints").exists()):
         raise ConfigError(f"{folder} already holds a run: go on with it by --resume, or choose another --out")
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -72,7 +73,7 @@ def claim(folder: Path, resume: bool) -> Iterator[Claim]:
             # Another process of this run may have said why already: here only the connection to it broke.
             if not status.read(folder).startswith("FAILED"):
                 status.write(folder, f"FAILED {str(error).partition(chr(10))[0] or type(error).__name__}")
-            _leave_nothing(folder)
+            _leave_nothing(folder, made)
             raise
 
 
@@ -88,10 +89,13 @@ def _lock(handle: int, folder: Path) -> None:
         pass
 
 
-def _leave_nothing(folder: Path) -> None:
-    """Remove a folder in which nothing was begun."""
+def _leave_nothing(folder: Path, made: list[Path]) -> None:
+    """Remove a folder in which nothing was begun, and of those above it the ones that were made for it."""
     if {path.name for path in folder.iterdir()} <= {LOCK, status.NAME}:
         for name in (LOCK, status.NAME):
             (folder / name).unlink(missing_ok=True)
-        with suppress(OSError):
+        with suppress(OSError):  # somebody put something there meanwhile
             folder.rmdir()
+            for path in made:
+                if path != folder:
+                    path.rmdir()

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -115,6 +116,18 @@ def test_a_run_that_did_not_begin_leaves_no_folder(tmp_path):
     with pytest.raises(ConfigError), claim(tmp_path / "run", False):
         raise ConfigError("a typo")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_did_not_begin_leaves_no_folder_above_it_that_was_made_for_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("there").mkdir()
+    for out in ("runs/one", "there/runs/one"):
+        with pytest.raises(ConfigError), claim(Path(out), False):
+            raise ConfigError("a typo")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
+    with pytest.raises(ConnectionError), claim(Path("runs/one"), False):
+        fail_after(Path("runs/two").mkdir())  # another run began meanwhile
+    assert list(tmp_path.glob("runs/*")) == [tmp_path / "runs" / "two"]
 
 
 def test_only_the_first_process_holds_a_run(tmp_path, holder, monkeypatch):
