@@ -7,13 +7,15 @@ name and is used is checked; a flipped bit that still decodes is found in no oth
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
+from selfsup.kernel import distributed
 from selfsup.kernel.errors import DataError
 
 from .data_refused import Refused
@@ -22,21 +24,44 @@ SUMS, OWN = "SHA256SUMS", ".sha256"
 LINE = re.compile(r"(\\?)([0-9a-fA-F]{64}) [ *](.+)")
 ESCAPED = re.compile(r"\\([\\nr])")
 THREADS = 4
+MEET = 20.0  # seconds
 BLOCK = 1 << 20
 
 
 def check_sums(root: str, files: Sequence[str]) -> tuple[list[Refused], list[str]]:
-    """The files that differ from a digest beside them, and a note on what was checked, if anything was."""
-    began, wanted = time.perf_counter(), digests(root, files)
+    """The files that differ from a digest beside them, and a note on what was checked, if anything was.
+
+    Processes that run together call this together: those of a machine share the work, and all learn all that was found.
+    """
+    began, wanted, error = time.perf_counter(), {}, ""
+    try:
+        wanted = digests(root, files)
+    except DataError as cause:
+        error = str(cause)
+    told = [json.loads(said) for said in distributed.everyone(json.dumps([_check_own(wanted), error]))]
+    for _, error in told:
+        if error:
+            raise DataError(error)
+    found = {file: reason for own, _ in told for file, reason in own.items()}
+    refused = [Refused(file, found[file]) for file in files if file in found]
     if not wanted:
-        return [], []
-    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
-        got = dict(zip(wanted, pool.map(_digest, wanted), strict=True))
-    refused = [Refused(file, _reason(got[file])) for file in wanted if got[file] != wanted[file]]
-    seconds = time.perf_counter() - began
-    size = sum(os.path.getsize(file) for file in wanted if os.path.exists(file))
-    right = f"{len(wanted) - len(refused):,} of {len(files):,} files are as their SHA-256 says"
+        return refused, []
+    seconds, size = time.perf_counter() - began, sum(map(_size, wanted))
+    right = f"{len(wanted.keys() - found):,} of {len(files):,} files are as their SHA-256 says"
     return refused, [f"{right}, {size / 1e6:,.1f} MB checked in {seconds:.1f} s"]
+
+
+def _check_own(wanted: Mapping[str, str]) -> dict[str, str]:
+    """{file: why it is refused}, of this process's share of what is wanted."""
+    own = sorted(wanted, key=_size)
+    if distributed.world() > 1:  # each machine reads its own disk
+        own = own[int(os.environ.get("LOCAL_RANK", "0")) :: int(os.environ.get("LOCAL_WORLD_SIZE", "1"))]
+    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+        going = {file: pool.submit(_digest, file) for file in own}
+        # A process that is done meets the others now and then: none waits longer for one than train.timeout allows.
+        while distributed.anyone(bool(wait(going.values(), timeout=MEET).not_done)):
+            pass
+    return {file: _reason(got) for file in own if (got := going[file].result()) != wanted[file]}
 
 
 def digests(root: str, files: Sequence[str]) -> dict[str, str]:
@@ -106,6 +131,10 @@ def _digest(file: str) -> str:
     except OSError as cause:
         return cause.strerror or str(cause)
     return digest.hexdigest()
+
+
+def _size(file: str) -> int:
+    return os.path.getsize(file) if os.path.exists(file) else 0
 
 
 def _reason(got: str) -> str:

@@ -3,11 +3,41 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+import sys
 
 import pytest
+from forked import together
 
 from selfsup.kernel.errors import DataError
 from selfsup.plugins.services.data_sums import check_sums, digests
+
+TOGETHER = """
+import json, os, sys
+import torch
+from selfsup.kernel import distributed
+from selfsup.kernel.errors import DataError
+from selfsup.plugins.services import data_sums
+
+data_sums.MEET, read, digest = 0.05, [], data_sums._digest
+data_sums._digest = lambda file: read.append(os.path.basename(file)) or digest(file)
+distributed.join(torch.device("cpu"), 60)
+folder = sys.argv[1]
+files = [f"{folder}/{number}.png" for number in range(7)]
+refused, notes = data_sums.check_sums(folder, files)
+if distributed.rank() == 2:
+    open(f"{folder}/SHA256SUMS", "w").write("no digest")
+distributed.barrier()
+try:
+    data_sums.check_sums(folder, files if distributed.rank() == 1 else [])
+    error = "none"
+except DataError as cause:
+    error = str(cause)
+print(json.dumps([read, [one.path for one in refused], notes[0].partition(",")[0], error]), flush=True)
+distributed.barrier()
+os._exit(0)
+"""
 
 
 def write(path, content, name=None):
@@ -72,3 +102,22 @@ def test_a_file_that_vanished(tmp_path):
     (tmp_path / "SHA256SUMS").write_text("0" * 64 + "  gone.wav\n")
     ((one,), _) = check_sums(str(tmp_path), [str(tmp_path / "gone.wav")])
     assert one.reason == "it cannot be read: No such file or directory"
+
+
+def test_processes_share_the_work_and_learn_all_that_was_found(tmp_path):
+    """One of them alone sees digests that cannot be read: all raise it."""
+    lines = [write(tmp_path / f"{i}.png", b"%d" % i * (i + 1)) for i in range(7)]
+    (tmp_path / "SHA256SUMS").write_text("".join(lines))
+    for i in (2, 5):
+        (tmp_path / f"{i}.png").write_bytes(b"another")
+    told = []
+    for process in together(3, [sys.executable, "-c", TOGETHER, tmp_path], env=os.environ):
+        out, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+        told.append(json.loads(out))
+    assert sorted(name for read, *_ in told for name in read) == [f"{i}.png" for i in range(7)]  # each once
+    assert max(len(read) for read, *_ in told) == 3
+    for _, refused, note, error in told:
+        assert refused == [str(tmp_path / "2.png"), str(tmp_path / "5.png")]
+        assert note == "5 of 7 files are as their SHA-256 says"
+        assert "is not of the form 'digest  name'" in error
