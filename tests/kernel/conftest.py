@@ -152,3 +152,9 @@ class Toys(Plugins):
 @pytest.fixture
 def toys():
     return Toys
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Where a run has its checkpoints."""
+    return tmp_path / "checkpoints"

@@ -7,19 +7,10 @@ import struct
 
 import pytest
 import torch
+from small_state import tensors
 
 from selfsup.kernel import saving, state
 from selfsup.kernel.errors import StateError
-
-
-def tensors(seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return {"model": {"a.weight": torch.randn(64, 32, generator=generator), "b": torch.arange(5)}, "optimizer": {}}
-
-
-@pytest.fixture
-def root(tmp_path):
-    return tmp_path / "checkpoints"
 
 
 def test_round_trip(root):
