@@ -9,10 +9,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
+import shutil
 import socket
 import subprocess
 import sys
 import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from io import BufferedIOBase
 from pathlib import Path
@@ -45,7 +47,9 @@ class Forked:
     ) -> None:
         _, *arguments = map(str, command)
         if stdout is None or isinstance(stdout, int):  # such as subprocess.PIPE
-            self.files = [str(Path(tempfile.mkdtemp(prefix="forked-")) / name) for name in ("out", "err")]
+            folder = tempfile.mkdtemp(prefix="forked-")
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            self.files = [str(Path(folder) / name) for name in ("out", "err")]
         else:
             self.files = [stdout.name] * 2  # type: ignore[attr-defined]
         environment = dict(os.environ if env is None else env)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from forked import Forked, together
@@ -73,3 +75,12 @@ def test_it_can_be_signalled_and_killed(tmp_path):
 
 def test_several_find_each_other():
     assert [process.communicate(60)[0] for process in together(2, [PYTHON, "-c", OTHERS])] == ["11\n", "11\n"]
+
+
+def test_it_leaves_no_files_behind():
+    process = Forked([PYTHON, "-c", "print('said')"])
+    folder = Path(process.files[0]).parent
+    assert process.communicate(timeout=60)[0] == "said\n"
+    del process
+    gc.collect()
+    assert not folder.exists()
