@@ -117,6 +117,7 @@ def _train(
     from selfsup.kernel import compose, distributed, loop, state
 
     from .outcome import Outcome, began_with, refuse_others, write_facts
+    from .patience import asked_for
 
     if resume:
         refuse_others(folder, plugins, settings)
@@ -126,7 +127,8 @@ def _train(
     weights_from = began_with(folder) if resume else weights_from
     needed = None if state.folders(folder / "checkpoints") else weights_from
     try:
-        run = compose.start(plugins, settings, folder, resume, needed)
+        with asked_for("making this run ready, before its first step,"):
+            run = compose.start(plugins, settings, folder, resume, needed)
         if distributed.rank() == 0:
             write_facts(run, folder, weights_from)
         return run, loop.train(run), outcome

@@ -8,6 +8,9 @@ every thread, marks the run FAILED and ends, with all processes that it started;
 The time is counted in ticks of a thread, so that a process that was stopped for a while (Ctrl-Z, a suspended job) does
 not count as hung when it goes on. That thread needs Python's lock. Where the lock itself is held for good, faulthandler
 prints the stacks and ends the process, much later: its clock does not stop.
+
+An objective that fits something to some data before the first step, in `calibrate`, is watched while it does, and each
+of its batches is a sign. What comes before, opening and preparing data, may be silent for hours with good reason.
 """
 
 from __future__ import annotations
@@ -25,11 +28,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from selfsup.kernel import distributed
 from selfsup.kernel.config import about
-from selfsup.kernel.contracts import Step, Tower
+from selfsup.kernel.contracts import Batch, Step, Tower
 from selfsup.kernel.hookspecs import hookimpl
 from selfsup.plugins.common import status
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch.utils.hooks import RemovableHandle
 
     from selfsup.kernel.loop import Report, Run
@@ -50,6 +55,11 @@ class Signs:
     def note(self, *_: Any) -> None:
         """One more."""
         self.count += 1
+
+    def passed(self, batch: Batch) -> Batch:
+        """One more, the batch."""
+        self.count += 1
+        return batch
 
 
 @dataclass
@@ -87,15 +97,24 @@ class Hangs:
         self.thread: threading.Thread | None = None
 
     @hookimpl
+    def run_composed(self, run: Run) -> None:
+        """Watch the calibration, if there will be one."""
+        calibrate = run.objective.calibrate
+
+        def watched(batches: Iterable[Batch], step: Step) -> None:
+            self._begin(run)
+            try:
+                calibrate(map(self.signs.passed, batches), step)
+            finally:
+                self._end()
+
+        vars(run.objective)["calibrate"] = watched
+
+    @hookimpl
     def run_started(self, run: Run) -> None:
         """Begin to watch."""
-        self.signs, self.over = Signs(), threading.Event()
-        towers = [module for module in run.objective.modules() if isinstance(module, Tower)]
-        self.handles = [module.register_forward_pre_hook(self.signs.note) for module in (run.objective, *towers)]
-        limit = self.seconds or float(run.config["train"]["timeout"])
-        faulthandler.dump_traceback_later(LOCKED * limit, exit=True, file=STDERR)
-        self.thread = threading.Thread(target=self._watch, args=(run, limit), name="hangs", daemon=True)
-        self.thread.start()
+        vars(run.objective).pop("calibrate", None)
+        self._begin(run)
 
     @hookimpl
     def step_started(self, run: Run, step: Step) -> None:
@@ -121,6 +140,18 @@ class Hangs:
     @hookimpl(trylast=True)  # the last checkpoint may hang too
     def run_finished(self, run: Run, error: BaseException | None) -> None:
         """Watch no more."""
+        self._end()
+
+    def _begin(self, run: Run) -> None:
+        self.signs, self.over = Signs(), threading.Event()
+        towers = [module for module in run.objective.modules() if isinstance(module, Tower)]
+        self.handles = [module.register_forward_pre_hook(self.signs.note) for module in (run.objective, *towers)]
+        limit = self.seconds or float(run.config["train"]["timeout"])
+        faulthandler.dump_traceback_later(LOCKED * limit, exit=True, file=STDERR)
+        self.thread = threading.Thread(target=self._watch, args=(run, limit), name="hangs", daemon=True)
+        self.thread.start()
+
+    def _end(self) -> None:
         self.over.set()
         if self.thread:
             self.thread.join()
@@ -156,7 +187,8 @@ def listing(run: Run) -> str:
 
 def end(run: Run, silent: float, limit: float) -> None:
     """Say where this process hangs, mark the run FAILED and end the process and all that it started."""
-    what = f"step {run.done} did not end and nothing else happened for {silent:.0f} s; it is at {place()}"
+    doing = f"step {run.done}" if "calibrate" not in vars(run.objective) else "its calibration"
+    what = f"{doing} did not end and nothing else happened for {silent:.0f} s; it is at {place()}"
     who = f"process {distributed.rank()} of {distributed.world()}" if distributed.world() > 1 else "this process"
     more = f"--set hangs.seconds={10 * limit:g}"
     advice = f"It is ended, and goes on from the newest checkpoint with --resume. If it was only slow: {more}"

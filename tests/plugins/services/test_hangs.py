@@ -31,14 +31,27 @@ def alive():
         service.step_finished(run, None)
         time.sleep(0.1)
 
+def calibrate(batches, step):
+    for _ in batches:
+        time.sleep(0.1)
+    time.sleep(float(step))
+
 child = subprocess.Popen(["sleep", "1000"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 config = {"train": {"timeout": float(sys.argv[3])}}
 run = SimpleNamespace(objective=nn.Linear(1, 1), folder=Path(sys.argv[1]), done=7, config=config)
 service = Hangs()
-service.run_started(run)
-service.step_finished(run, None)
+calibrates = sys.argv[2] == "calibrates"
+if not calibrates:
+    service.run_started(run)
+    service.step_finished(run, None)
 Path(sys.argv[1], ".child").write_text(str(child.pid))
 Path(sys.argv[1], ".child").rename(Path(sys.argv[1], "child"))
+if calibrates:
+    run.objective.calibrate = calibrate
+    service.run_composed(run)
+    run.objective.calibrate(iter(range(30)), 0)  # batch after batch for three times what is waited
+    time.sleep(3)  # nobody watches what comes between
+    run.objective.calibrate(iter(range(2)), 1000)
 globals()[sys.argv[2]]()
 service.run_finished(run, None)
 child.kill()
@@ -87,6 +100,28 @@ def test_it_ends_though_the_lock_of_python_is_held(hung):
     assert process.returncode == 1
     assert "Timeout (0:00:02" in said
     assert "in locked" in said
+
+
+def test_a_calibration_lives_by_its_batches_and_ends_when_it_hangs(hung, tmp_path):
+    process, _ = hung("calibrates", 0.3)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "error: this process hangs: its calibration did not end and nothing else happened for " in said
+    assert "(calibrate)" in said
+    assert (tmp_path / "status").read_text().startswith("FAILED this process hung: its calibration did not end")
+
+
+def test_nothing_of_the_calibration_stays(fake_run):
+    service, run = Hangs(seconds=1000), fake_run()
+    run.objective.calibrate = lambda batches, step: [run.objective(batch) for batch in batches]
+    service.run_composed(run)
+    run.objective.calibrate([torch.zeros(4, 2)], 0)
+    assert service.signs.count == 2  # the batch, and what is called with it
+    assert not service.thread.is_alive()
+    assert not run.objective._forward_pre_hooks
+    service.run_started(run)
+    service.run_finished(run, None)
+    assert "calibrate" not in vars(run.objective)
 
 
 def test_a_process_that_was_stopped_for_a_while_goes_on(hung):
