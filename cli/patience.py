@@ -40,7 +40,7 @@ def _tell(what: str, thread: int, over: threading.Event) -> None:
 
 
 def place(thread: int) -> str:
-    """Where a thread is: the innermost line, and that of ours; empty if it waits for other processes, which say more."""
+    """Where a thread is: the innermost line, and that of ours; empty while it waits for others, which say more."""
     frames = extract_stack(sys._current_frames().get(thread))
     inner = frames[-1]
     own = next((one for one in reversed(frames) if OURS in Path(one.filename).parents), inner)

@@ -4,7 +4,10 @@
     {"path": "texts.jsonl", "row": 81, "reason": "invalid UTF-8 at byte 14 of the row", "step": 0}
     {"path": "0.tar", "member": "7.wav", "offset": 1536, "reason": "the file is empty", "step": 3}
 
-`step` says how many steps had been done. A resumed run goes on with the list and repeats nothing of it.
+    {"path": "held-out/3.jpg", "reason": "the file is empty", "of": "validation", "step": 100}
+
+`of` names what is no data of training, and `step` says how many steps had been done. A resumed run goes on with the
+list and repeats nothing of it.
 """
 
 from __future__ import annotations
@@ -41,7 +44,7 @@ class Quarantine:
             return
         self.path = run.folder / NAME
         self.listed = known(self.path)
-        self._add(run, getattr(run.source, "left_out", []))
+        self.add(run, getattr(run.source, "left_out", []))
         self.look(run)
 
     @hookimpl(tryfirst=True)  # before a checkpoint holds that they were met
@@ -59,9 +62,10 @@ class Quarantine:
         if self.path and len(run.skipped) > self.seen:
             met = list(run.skipped.items())[self.seen :]
             self.seen = len(run.skipped)
-            self._add(run, ({**place(run.source, index), "reason": reason} for index, reason in met))
+            self.add(run, ({**place(run.source, index), "reason": reason} for index, reason in met))
 
-    def _add(self, run: Run, rows: Iterable[Mapping[str, Any]]) -> None:
+    def add(self, run: Run, rows: Iterable[Mapping[str, Any]]) -> None:
+        """List what is new of these; on other processes nothing."""
         new = {key(row): row for row in rows if key(row) not in self.listed}
         self.listed |= set(new)
         if not new or self.path is None:
@@ -83,7 +87,7 @@ def place(source: Any, index: int) -> dict[str, Any]:
 
 def key(row: Mapping[str, Any]) -> Key:
     """What makes two lines the same."""
-    return frozenset((name, row[name]) for name in ("path", "row", "member") if name in row)
+    return frozenset((name, row[name]) for name in ("path", "row", "member", "of") if name in row)
 
 
 def known(path: Path) -> set[Key]:

@@ -10,8 +10,9 @@ not depend on the batch; a metric that is no mean over predictions, such as a pe
 
 A run that is asked to stop leaves out the measurement at hand: a scheduler does not wait for it.
 
-A sample that cannot be read is named once, counted and left out. With several processes each scores its share; where
-the set does not divide by them, the last samples go to some of them, while the others score one that does not count.
+A sample that cannot be read is counted, named and left out; the service `quarantine` lists it with those of training.
+With several processes each scores its share; where the set does not divide by them, the last samples go to some of
+them, while the others score one that does not count.
 
 An objective that compares the samples of a batch with each other (`divisible = False`: SimCLR) has a loss that grows
 with the batch, so batches are as large as those of training, all of them full: the last one is filled up with samples
@@ -21,7 +22,7 @@ from the beginning of the set. Choose `batch` to compare runs whose own batches 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
@@ -43,6 +44,7 @@ from selfsup.kernel.workers import made_ahead
 from selfsup.plugins.common.evaluation import evaluating
 
 from .data import Paths
+from .quarantine import place
 
 if TYPE_CHECKING:
     from selfsup.kernel.loop import Report, Run
@@ -96,11 +98,20 @@ class Validation:
         self.samples, self.bad = Samples(Reader(source, trained.modalities, trained.collate, run.seed)), {}
         self._try()
         run.notes.append(f"validation: {self.size:,} held-out samples, every {self.every:,} steps and at the end")
+        if refused := self._refused():
+            first = f"{refused[0]['path']}: {refused[0]['reason']}"
+            run.notes.append(f"validation: left out when it was opened: {len(refused):,}, such as {first}")
         if not run.objective.divisible and self.size < self._batch(run):
             run.notes.append(
                 f"validation: {self.size:,} samples are one batch, and a loss that compares them with each other is "
                 f"smaller than in batches of {self._batch(run):,}"
             )
+
+    @hookimpl(trylast=True)  # the list is open
+    def run_started(self, run: Run) -> None:
+        """List what was refused when the data was opened."""
+        if self.data:
+            quarantined(run, self._refused())
 
     @hookimpl
     def step_started(self, run: Run, step: Step) -> None:
@@ -181,6 +192,8 @@ class Validation:
         for index in distributed.total(mark).nonzero()[:, 0].tolist():
             if index not in self.bad:  # another process met it; read it to know why
                 self.bad[index] = self.samples.why(index)
+        source = self.samples.reader.source
+        quarantined(run, ({**place(source, index), "reason": why} for index, why in sorted(self.bad.items())))
         share = run.config.get("data", {}).get("max_bad_fraction", 0.01)
         left_out = f"{len(self.bad)} of {self.size} samples of validation.data cannot be used"
         if len(self.bad) > most_bad(share, self.size) or self.size - len(self.bad) < distributed.world():
@@ -189,6 +202,11 @@ class Validation:
             )
         if distributed.rank() == 0:
             print(f"warning: {left_out} and are left out:{self._listed(self.bad)}", file=sys.stderr)
+
+    def _refused(self) -> list[dict[str, Any]]:
+        """What of the data was left out when it was opened."""
+        refused: list[dict[str, Any]] = getattr(self.samples.reader.source, "left_out", [])
+        return refused
 
     def _listed(self, bad: Mapping[int, str]) -> str:
         """The first of them, a line each."""
@@ -223,6 +241,13 @@ class Samples(Dataset[Any]):
             return None, bad
         ids = torch.tensor([tag(0, index) for index in indices])
         return {**self.reader.collate(samples, partial(stream, self.reader.seed, ids=ids)), "ids": ids}, {}
+
+
+def quarantined(run: Run, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Have the service `quarantine`, where it is in use, list what cannot be used."""
+    add = getattr(run.plugins.manager.get_plugin("quarantine"), "add", None)
+    if add:
+        add(run, ({**row, "of": "validation"} for row in rows))
 
 
 def score(run: Run, batch: Batch, step: Step) -> dict[str, Tensor]:

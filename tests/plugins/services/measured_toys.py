@@ -12,6 +12,7 @@ from selfsup.kernel.errors import BadSample, DataError
 from selfsup.plugins.services.checkpoints import Checkpoints
 from selfsup.plugins.services.metrics import Metrics
 from selfsup.plugins.services.online import Online
+from selfsup.plugins.services.quarantine import Quarantine
 from selfsup.plugins.services.validation import Validation
 
 
@@ -98,8 +99,9 @@ class Contrast(Hide):
 class List:
     notes = ("a list",)
 
-    def __init__(self, items, sizes):
+    def __init__(self, items, sizes, refused):
         self.items, self.parts = items, [Part(size, size) for size in sizes]
+        self.left_out = [{"path": f"{number}.tar", "reason": "it is cut"} for number in range(refused)]
 
     def __len__(self):
         return len(self.items)
@@ -113,7 +115,7 @@ class List:
 
 
 class Data:
-    """ "10 30" are the numbers from 10 to 29, "10 30 2" the same with two bad ones among them."""
+    """ "10 30" are the numbers from 10 to 29, "10 30 2" with two bad ones, "10 30 2 1" beside a refused file too."""
 
     opened: ClassVar = []  # (label, path) of what was opened
     fixed = ("paths",)
@@ -129,14 +131,14 @@ class Data:
 
     @hookimpl
     def open_data(self, paths):
-        items, sizes = [], []
+        items, sizes, gone = [], [], 0
         for path in paths:
             Data.opened.append((self.label, path))
-            first, end, *bad = self.numbers(path)
+            first, end, bad, refused = (*self.numbers(path), 0, 0)[:4]
             part = list(range(first, end))
-            part[1 : 1 + sum(bad)] = ["bad"] * sum(bad)
-            items, sizes = items + part, [*sizes, len(part)]
-        return List(items, sizes)
+            part[1 : 1 + bad] = ["bad"] * bad
+            items, sizes, gone = items + part, [*sizes, len(part)], gone + refused
+        return List(items, sizes, gone)
 
     def numbers(self, path):
         try:
@@ -176,6 +178,7 @@ class Toys(Plugins):
             "metrics": Metrics,
             "online": Online,
             "optimizer": Optimizer,
+            "quarantine": Quarantine,
             "validation": Validation,
         },
         "commands": {},

@@ -169,6 +169,23 @@ def test_bad_samples_are_named_once_and_left_out(start, capsys):
     assert measured(run)[-1][1]["validation/loss"] == pytest.approx(by_hand(run, 50, 73, (1, 2)), rel=1e-5)
 
 
+def test_bad_samples_are_listed_with_those_of_training(start, tmp_path):
+    """Both have a sample of that name; a run that goes on repeats nothing."""
+    for steps in (5, 6):
+        run = start(tmp_path, steps > 5, validation__data="50 73 2 1", data__paths=["0 40 1"], train__steps=steps)
+        assert "validation: left out when it was opened: 1, such as 0.tar: it is cut" in run.notes
+        loop.train(run)
+    rows = [json.loads(line) for line in (tmp_path / "bad" / "samples.jsonl").read_text().splitlines()]
+    listed = {(row.get("of"), row["path"], row["reason"], row["step"]) for row in rows}
+    assert listed == {
+        ("validation", "0.tar", "it is cut", 0),
+        (None, "item 1", "it is no number", max(row["step"] for row in rows if "of" not in row)),
+        ("validation", "item 1", "it is no number", 5),
+        ("validation", "item 2", "it is no number", 5),
+    }
+    assert len(rows) == len(listed)
+
+
 def test_too_many_bad_samples_stop_the_run_with_the_list(start):
     run = start(validation__data="50 73 5", train__steps=2)
     with pytest.raises(
