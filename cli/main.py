@@ -9,7 +9,9 @@ it was saved.
 
 from __future__ import annotations
 
+import atexit
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -21,6 +23,8 @@ from selfsup.kernel.errors import PluginError, SelfsupError, nearest
 
 from .blame import culprit
 from .installed import plugins_of, rows
+
+INTERRUPTED = 130  # the exit code after Ctrl-C, so that a shell does not go on with the next command
 
 
 class Commands(click.Group):
@@ -71,23 +75,42 @@ def ssl(context: click.Context, debug: bool) -> None:
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and end the process."""
+    """Run the command line and end the process, which is ours alone where no `args` are given."""
     given = list(sys.argv[1:] if args is None else args)
+    at_work = True
+
+    def interrupt(*_: object) -> None:
+        if at_work:
+            raise KeyboardInterrupt
+        os._exit(INTERRUPTED)  # nothing is left to catch it: Python would print a traceback, or die of the signal
+
+    if args is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # soon handlers are called no more
+    try:
+        code = answer(given)
+        at_work = False
+    except KeyboardInterrupt:
+        at_work = False
+        say("interrupted")
+        code = INTERRUPTED
+    leave(code)
+
+
+def answer(given: Sequence[str]) -> int:
+    """Run a command line; the exit code."""
     debug = "--debug" in given
     given = [*(["--debug"] if debug else []), *(a for a in given if a != "--debug")]
     plugins = Plugins()
     try:
         code = ssl.main(given, prog_name="ssl", standalone_mode=False, obj=plugins)
-    except KeyboardInterrupt:
-        say("interrupted")
-        code = 130
     except (Exception, SystemExit) as error:
         if isinstance(error, SystemExit) and culprit(plugins, error) is None:
             raise  # click's own, for completion
         if debug:
             raise
         code = report(error, plugins)
-    leave(code if isinstance(code, int) else 0)
+    return code if isinstance(code, int) else 0
 
 
 def report(error: BaseException, plugins: Plugins) -> int:
@@ -95,7 +118,7 @@ def report(error: BaseException, plugins: Plugins) -> int:
     match error:
         case click.Abort():  # what click makes of Ctrl-C
             say("interrupted")
-            return 130
+            return INTERRUPTED
         case click.UsageError():
             say(f"error: {error.format_message()}")
             if error.ctx:

@@ -17,10 +17,11 @@ from pathlib import Path
 from selfsup.kernel.errors import ConfigError
 from selfsup.plugins.common import status
 
+from .main import INTERRUPTED
+
 LOCK = ".lock"
 RUN_FILE = "run.toml"
 PREEMPTED = 75  # the exit code of a run that a signal stopped: EX_TEMPFAIL, "try again"
-INTERRUPTED = 130  # of one that Ctrl-C stopped, so that a shell does not go on with the next command
 
 
 class Claim:

@@ -2,8 +2,11 @@
 
 import os
 import resource
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -162,6 +165,43 @@ def complete(words, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         cli.main([])
     return capsys.readouterr().out.split()
+
+
+WAITS = """
+import atexit, os, time
+from pathlib import Path
+import click
+
+def wait():
+    Path("here").touch()
+    time.sleep(60)
+
+class Last:
+    def __del__(self, make=os.mkdir, sleep=time.sleep):
+        make("here")
+        sleep(1.5)
+
+@click.command()
+@click.argument("where")
+def waits(where):
+    if where == "in order":
+        atexit.register(wait)
+    else:
+        os.last = Last()  # freed with the modules, when no handler is called any more
+"""
+
+
+@pytest.mark.parametrize(("ends", "code"), [("in order", 130), ("with its last objects", 0)])
+def test_ctrl_c_while_it_ends_leaves_no_traceback(ssl, ends, code):
+    ssl.distribution("waiting", COMMAND.format(name="waits", module="waiting"), waiting=WAITS)
+    process, until = ssl.start("waits", ends), time.monotonic() + 60
+    while not Path("here").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (code, "")
 
 
 def test_completion(toys, monkeypatch, capsys):

@@ -383,9 +383,9 @@ def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(toys, number,
 def test_a_second_ctrl_c_says_what_is_kept(toys):
     slow = ("--set", "objective.pause=2", "--set", "checkpoints.steps=1")
     process = toys.fork(*TRAIN, "--steps", 60, *slow, "--out", "r")
-    _until(process, lambda: Path("r/checkpoints/step-00000001").exists())
+    _until(process, lambda: Path("r/checkpoints/step-00000001").exists() and Path("pausing").read_text() == "1")
     process.send_signal(signal.SIGINT)
-    time.sleep(0.3)  # two at once would be one
+    _until(process, lambda: "Ctrl-C again" in Path(process.files[1]).read_text())  # two at once would be one
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
