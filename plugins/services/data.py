@@ -237,7 +237,7 @@ def open_path(where: str, modalities: Fields, options: Options, stream: bool = F
         )
     suffix, found = next(iter(kinds.items()))
     if stream:
-        return (stream_tars if suffix == ".tar" else stream_tables)(where, found, modalities, options)
+        return (stream_tars if suffix == ".tar" else stream_tables)(where, root, found, modalities, options)
     return (open_tars if suffix == ".tar" else open_tables)(where, root, found, modalities, options)
 
 

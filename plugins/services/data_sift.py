@@ -23,7 +23,7 @@ from typing import IO, Any
 
 import xxhash
 
-from selfsup.kernel.errors import DataError
+from selfsup.kernel.errors import BadSample, DataError
 
 from .data_refused import Limits, Unpacked
 
@@ -33,8 +33,11 @@ MOST = 10_000  # bad lines of a file; one with more is refused whole
 SPAN = 1_000  # lines of one csv record
 BLOCK = 1 << 20
 MARK = b"\xef\xbb\xbf"
+ESCAPE = b"\\u"
 SURROGATES = (b"\\ud", b"\\uD")
+CUT = (EOFError, zlib.error, gzip.BadGzipFile)  # what a damaged .gz leads to
 Line = tuple[bytes, "str | None"]  # as it is stored, and why it cannot be used
+Row = tuple[bytes, "str | None", Any]  # the same of one or more lines, and their object or fields
 
 
 @dataclass
@@ -71,7 +74,7 @@ def _known(path: Path) -> Sifted | None:
 
 
 def _sifted(file: str, kind: str, copy: Path, limits: Limits) -> Sifted:
-    if kind == "json" and _is_one_value(file):
+    if kind == "json" and one_value(file) is not None:
         return Sifted(file, file, 1)
     work, packed = copy.with_suffix(f".{os.getpid()}"), file.endswith(".gz")
     try:
@@ -89,10 +92,10 @@ def _sifted(file: str, kind: str, copy: Path, limits: Limits) -> Sifted:
 def _through(file: str, kind: str, limits: Limits, copy: Path | None) -> Sifted:
     """Go through a file once; its good rows go to `copy` if there is one."""
     found = Sifted(file, file)
-    with _opened(file, limits) as lines, open(copy or os.devnull, "wb") as out:
-        rows = _json(lines, limits) if kind == "json" else _csv(lines, limits, "\t" if file.endswith(".tsv") else ",")
+    with opened(file, limits) as lines, open(copy or os.devnull, "wb") as out:
+        rows = json_rows(lines, limits) if kind == "json" else csv_rows(lines, limits, separator(file))
         try:
-            for number, (raw, reason) in enumerate(rows):
+            for number, (raw, reason, _) in enumerate(rows):
                 if reason is None:
                     found.rows += 1
                     out.write(raw if raw.endswith(b"\n") else raw + b"\n")
@@ -100,36 +103,46 @@ def _through(file: str, kind: str, limits: Limits, copy: Path | None) -> Sifted:
                     found.bad.append((number - (kind == "csv"), reason))  # the names stand in no row
                 if len(found.bad) > MOST:
                     raise DataError(f"more than {MOST:,} of its rows cannot be used, such as row {number}: {reason}")
-        except (EOFError, zlib.error, gzip.BadGzipFile) as cause:
+        except CUT as cause:
             found.bad.append((found.rows + len(found.bad), f"the file is damaged from here on: {cause}"))
     found.rows -= kind == "csv" and found.rows > 0  # the line of names
     return found
 
 
-def _opened(file: str, limits: Limits) -> IO[bytes]:
+def opened(file: str, limits: Limits) -> IO[bytes]:
+    """The bytes of a file, unpacked as far as limits allow."""
     if not file.endswith(".gz"):
         return open(file, "rb")
     return io.BufferedReader(Unpacked(gzip.open(file), os.path.getsize(file), limits), BLOCK)
 
 
-def _is_one_value(file: str) -> bool:
-    """Whether a file is one JSON value over several lines, such as a list of objects, rather than an object a line."""
-    if file.endswith(".gz"):
-        return False
+def one_value(file: str) -> Any:
+    """The one JSON value over several lines, such as a list of objects, that a file is; None of an object a line."""
+    if file.lower().endswith(".gz"):
+        return None
     with open(file, "rb") as stored:
         head = stored.read(BLOCK).removeprefix(MARK).lstrip()
-        if not (head.startswith(b"[") or (file.lower().endswith(".json") and wrong_json(head.partition(b"\n")[0]))):
-            return False
+        if not (head.startswith(b"[") or (file.lower().endswith(".json") and _begins(head))):
+            return None
         stored.seek(0)
         try:
             value = json.loads(stored.read().removeprefix(MARK))
         except RecursionError:
             raise DataError(f"brackets are nested more than {DEPTH} deep") from None
         except ValueError:
-            return False
+            return None
     if not shallow(value):
         raise DataError(f"brackets are nested more than {DEPTH} deep")
-    return True
+    return value
+
+
+def _begins(head: bytes) -> bool:
+    """Whether the first line is no object by itself."""
+    try:
+        from_json(head.partition(b"\n")[0])
+    except BadSample:
+        return True
+    return False
 
 
 def _lines(file: IO[bytes], limits: Limits) -> Iterator[Line]:
@@ -146,32 +159,38 @@ def _lines(file: IO[bytes], limits: Limits) -> Iterator[Line]:
             yield raw, None
 
 
-def _json(file: IO[bytes], limits: Limits) -> Iterator[Line]:
-    """Each line that is not blank: an object."""
-    for raw, long in _lines(file, limits):
-        if raw.strip():
-            yield raw, long or wrong_json(raw)
+def json_rows(file: IO[bytes], limits: Limits, first: int = 0) -> Iterator[Row]:
+    """Each line that is not blank: an object. Those before the row `first` are not looked at."""
+    filled = (line for line in _lines(file, limits) if line[0].strip())
+    for number, (raw, long) in enumerate(filled):
+        value = None
+        if number >= first and not long:
+            try:
+                value = from_json(raw)
+            except BadSample as why:
+                long = str(why)
+        yield raw, long, value
 
 
-def wrong_json(raw: bytes) -> str | None:
-    """Why bytes are no JSON object that every parser takes; None if they are."""
+def from_json(raw: bytes) -> dict[str, Any]:
+    """The object in a line; BadSample says why there is none that every parser takes."""
     try:
         value = json.loads(raw.decode(), object_pairs_hook=_once)
-        if any(half in raw for half in SURROGATES):
+        if ESCAPE in raw and any(half in raw for half in SURROGATES):
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeDecodeError as cause:
-        return f"invalid UTF-8 at byte {cause.start:,} of the row"
+        raise BadSample(f"invalid UTF-8 at byte {cause.start:,} of the row") from None
     except UnicodeEncodeError:
-        return "it holds half of a surrogate pair, which no UTF-8 can hold"
+        raise BadSample("it holds half of a surrogate pair, which no UTF-8 can hold") from None
     except RecursionError:
-        return f"brackets are nested more than {DEPTH} deep"
+        raise BadSample(f"brackets are nested more than {DEPTH} deep") from None
     except ValueError as cause:
-        return f"this is no JSON: {cause}"
+        raise BadSample(f"this is no JSON: {cause}") from None
     if not isinstance(value, dict):
-        return f"a row is an object, as in {{...}}; this is a {type(value).__name__}"
+        raise BadSample(f"a row is an object, as in {{...}}; this is a {type(value).__name__}")
     if raw.count(b"[") + raw.count(b"{") > DEPTH and not shallow(value):
-        return f"brackets are nested more than {DEPTH} deep"
-    return None
+        raise BadSample(f"brackets are nested more than {DEPTH} deep")
+    return value
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -193,7 +212,12 @@ def shallow(value: Any) -> bool:
     return False
 
 
-def _csv(file: IO[bytes], limits: Limits, separator: str) -> Iterator[Line]:
+def separator(file: str) -> str:
+    """What stands between the fields of a table in text."""
+    return "\t" if file.lower().endswith(".tsv") else ","
+
+
+def csv_rows(file: IO[bytes], limits: Limits, between: str) -> Iterator[Row]:
     """The line of names, then each record; where a quote swallows what follows, its first line alone is bad."""
     waiting: deque[Line] = deque()
     lines, width = _lines(file, limits), 0
@@ -205,17 +229,17 @@ def _csv(file: IO[bytes], limits: Limits, separator: str) -> Iterator[Line]:
         if not raw.strip():
             continue
         taken = [(raw, long)]
-        fields, reason = _record(taken, more, separator)
+        fields, reason = _record(taken, more, between)
         if reason is None and width and len(fields) != width:
             reason = f"it has {len(fields)} fields, and there are {width} names"
         if reason:
             waiting.extendleft(reversed(taken[1:]))
             taken = taken[:1]
         width = width or len(fields)
-        yield b"".join(raw for raw, _ in taken), reason
+        yield b"".join(raw for raw, _ in taken), reason, fields
 
 
-def _record(taken: list[Line], more: Callable[[], Line | None], separator: str) -> tuple[list[str], str | None]:
+def _record(taken: list[Line], more: Callable[[], Line | None], between: str) -> tuple[list[str], str | None]:
     """The fields of the record that begins with the first line, and why it is none; lines it needs join `taken`."""
 
     def texts() -> Iterator[str]:
@@ -230,7 +254,7 @@ def _record(taken: list[Line], more: Callable[[], Line | None], separator: str) 
             yield raw.decode()
 
     try:
-        return next(csv.reader(texts(), delimiter=separator, strict=True)), None
+        return next(csv.reader(texts(), delimiter=between, strict=True)), None
     except UnicodeDecodeError as cause:
         return [], f"invalid UTF-8 at byte {cause.start:,} of the row"
     except csv.Error as cause:

@@ -23,6 +23,7 @@ from .data_refused import Refused
 SUMS, OWN = "SHA256SUMS", ".sha256"
 LINE = re.compile(r"(\\?)([0-9a-fA-F]{64}) [ *](.+)")
 ESCAPED = re.compile(r"\\([\\nr])")
+DIFFERS = "its SHA-256 is not the one beside it"
 THREADS = 4
 MEET = 20.0  # seconds
 BLOCK = 1 << 20
@@ -121,16 +122,18 @@ def _plain(match: re.Match[str]) -> str:
     return {"n": "\n", "r": "\r"}.get(match[1], match[1])
 
 
+def sha256(file: str) -> str:
+    """The SHA-256 of a file, hexadecimal."""
+    with open(file, "rb") as stored:
+        return hashlib.file_digest(stored, "sha256").hexdigest()
+
+
 def _digest(file: str) -> str:
     """The digest of a file, or what kept it from being read."""
-    digest = hashlib.sha256()
     try:
-        with open(file, "rb") as stored:
-            while block := stored.read(BLOCK):
-                digest.update(block)
+        return sha256(file)
     except OSError as cause:
         return cause.strerror or str(cause)
-    return digest.hexdigest()
 
 
 def _size(file: str) -> int:
@@ -138,4 +141,4 @@ def _size(file: str) -> int:
 
 
 def _reason(got: str) -> str:
-    return "its SHA-256 is not the one beside it" if len(got) == 64 else f"it cannot be read: {got}"
+    return DIFFERS if len(got) == 64 else f"it cannot be read: {got}"

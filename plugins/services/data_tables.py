@@ -140,7 +140,12 @@ def _looked(file: str, cache: Path, limits: Limits) -> Sifted | Refused:
 
 
 def _footer(file: str, limits: Limits) -> Sifted:
-    """A parquet file by its footer; DataError where that promises more than the file may hold."""
+    """A parquet file by its footer."""
+    return Sifted(file, file, check_footer(file, limits))
+
+
+def check_footer(file: str, limits: Limits) -> int:
+    """The rows of a parquet file; DataError where its footer promises more than the file may hold."""
     from pyarrow.parquet import read_metadata
 
     footer, size = read_metadata(file), os.path.getsize(file)
@@ -151,7 +156,7 @@ def _footer(file: str, limits: Limits) -> Sifted:
             f"it promises {footer.num_rows:,} rows of {megabytes(sum(groups))}, more than {limits.ratio:g} times its "
             f"{megabytes(size)}; where that is right, raise data.max_ratio"
         )
-    return Sifted(file, file, footer.num_rows)
+    return int(footer.num_rows)
 
 
 def open_hub(where: str, modalities: Fields, options: Options) -> Rows:

@@ -7,12 +7,13 @@
     {"path": "held-out/3.jpg", "reason": "the file is empty", "of": "validation", "step": 100}
 
 `of` names what is no data of training, and `step` says how many steps had been done. A resumed run goes on with the
-list and repeats nothing of it.
+list and repeats nothing of it, nor does a stream that comes to the same place again.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,11 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 from selfsup.kernel import distributed
 from selfsup.kernel.hookspecs import hookimpl
+from selfsup.kernel.loader import Endless
 
 if TYPE_CHECKING:
     from selfsup.kernel.loop import Report, Run
 
 NAME = "bad/samples.jsonl"
+STREAMED = re.compile(r"(?P<path>.+?)(?: row (?P<row>\d+)|(?<=\.tar):(?P<member>[^:]+))?: (?P<reason>.+)", re.S)
 Key = frozenset[tuple[str, Any]]
 
 
@@ -62,7 +65,7 @@ class Quarantine:
         if self.path and len(run.skipped) > self.seen:
             met = list(run.skipped.items())[self.seen :]
             self.seen = len(run.skipped)
-            self.add(run, ({**place(run.source, index), "reason": reason} for index, reason in met))
+            self.add(run, (told(run.source, index, reason) for index, reason in met))
 
     def add(self, run: Run, rows: Iterable[Mapping[str, Any]]) -> None:
         """List what is new of these; on other processes nothing."""
@@ -77,6 +80,15 @@ class Quarantine:
         except OSError as cause:  # a list never stops a run
             print(f"warning: {NAME} ends here, it cannot be written: {cause.strerror}", file=sys.stderr)
             self.path = None
+
+
+def told(source: Any, index: int, reason: str) -> dict[str, Any]:
+    """Where a sample lies, and why it cannot be used."""
+    # Only who reads a stream knows where in it a sample lies: the reason says so.
+    if isinstance(source, Endless) and (found := STREAMED.fullmatch(reason)):
+        row = {"row": int(found["row"])} if found["row"] else {"member": found["member"]} if found["member"] else {}
+        return {"path": found["path"], **row, "reason": found["reason"]}
+    return {**place(source, index), "reason": reason}
 
 
 def place(source: Any, index: int) -> dict[str, Any]:

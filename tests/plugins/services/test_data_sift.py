@@ -10,7 +10,7 @@ import pytest
 from selfsup.kernel.errors import DataError
 from selfsup.plugins.services import data_sift
 from selfsup.plugins.services.data_refused import FREE, Limits
-from selfsup.plugins.services.data_sift import DEPTH, sift, wrong_json
+from selfsup.plugins.services.data_sift import DEPTH, from_json, sift
 
 ROWS = [json.dumps({"text": f"text {i}", "id": i}).encode() + b"\n" for i in range(20)]
 DEEP = b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n"
@@ -52,7 +52,8 @@ def test_a_bad_line_is_left_out_and_the_others_stay(sifted, raw, reason):
 def test_a_good_file_is_read_where_it_lies(sifted, tmp_path):
     found = sifted(b"\xef\xbb\xbf" + b"\n".join(ROWS).rstrip())
     assert (found.read, found.rows, found.bad) == (str(tmp_path / "a.jsonl"), 20, [])
-    assert wrong_json(json.dumps({"a": [[1, {"b": []}]] * 60, "t": "\U0001f600"}).encode()) is None
+    deep = {"a": [[1, {"b": []}]] * 60, "t": "\U0001f600"}
+    assert from_json(json.dumps(deep).encode()) == deep
 
 
 def test_it_costs_once(sifted, tmp_path, monkeypatch):

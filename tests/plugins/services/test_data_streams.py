@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gc
 import gzip
+import hashlib
 import io
 import json
+import os
 import re
 import socket
 import tarfile
 import warnings
+from itertools import pairwise
 
 import pytest
 
@@ -211,17 +214,109 @@ def test_a_key_chooses_among_the_files_of_a_tar(tmp_path):
     assert [stored["bytes"] for stored in read(source, 1)] == [b"A", b"C"]
 
 
-@pytest.mark.parametrize("damage", ["cut", "overwritten"])
-def test_a_damaged_tar_stops_the_run_instead_of_ending_early(tmp_path, damage):
+def good_and_bad(source, count):
+    """The first samples, or why they are none; all of them again from each mark."""
+    flow = source.flows[0]
+    items = flow.read(0, None)
+    found = [next(items) for _ in range(count)]
+    for before, item in pairwise(found):
+        on = next(flow.read(0, json.loads(json.dumps(before.mark))))
+        assert (str(on.sample), on.mark, on.read) == (str(item.sample), item.mark, item.read)
+    why = [f"{item.name}: {sample}" for item in found if isinstance(sample := item.sample["text"], BadSample)]
+    return [item.sample["text"] for item in found if not isinstance(item.sample["text"], BadSample)], why
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ("cut", r"x.tar after 2.txt: ReadError: unexpected end of data; the rest of the file is left out"),
+        ("cut between files", r"x.tar after 2.txt: what follows byte 4,608 is nothing, not even the mark of its end"),
+        ("overwritten", r"x.tar after 2.txt: what follows byte 4,608 is no tar; the rest of the file is left out"),
+    ],
+)
+def test_the_rest_of_a_damaged_tar_is_left_out_by_name(tmp_path, damage, reason):
     path = write_tar(tmp_path / "x.tar", {f"{n}.txt": b"text" * 200 for n in range(9)})
     data = bytearray(path.read_bytes())
-    if damage == "cut":
-        del data[5000:]
-    else:
+    if damage == "overwritten":
         data[3 * 1536 : 3 * 1536 + 512] = b"\x07" * 512
+    else:
+        del data[5300 if damage == "cut" else 4608 :]
     path.write_bytes(data)
-    with pytest.raises(DataError, match=r"cannot be read on in .*x.tar, after 3 samples"):
-        opened(path, stream=9).at(0, 0)
+    texts, why = good_and_bad(opened(path, stream=9), 8)
+    assert len(texts) == 6
+    assert len(why) == 2, "once in each pass"
+    assert all(re.search(reason, one) for one in why)
+
+
+def test_a_line_that_is_none_costs_itself_in_every_pass(tmp_path):
+    write(tmp_path, "jsonl")
+    lines = (tmp_path / "1.jsonl").read_text().splitlines()
+    lines[17] = lines[17][:12]
+    (tmp_path / "1.jsonl").write_text("\n".join(lines))
+    source = opened(tmp_path, stream=750)
+    items = source.flows[0].read(0, None)
+    found = [next(items) for _ in range(1500)]
+    bad = [item for item in found if isinstance(item.sample["text"], BadSample)]
+    assert [item.name for item in bad] == [f"{tmp_path / '1.jsonl'} row 17"] * 2
+    with pytest.raises(BadSample, match="this is no JSON"):
+        source.at(found.index(bad[0]), 0)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl.gz", "tar"])
+def test_a_shard_that_is_no_longer_as_its_digest_says_is_refused_before_it_is_used(tmp_path, kind):
+    write(tmp_path, kind)
+    files = sorted(tmp_path.iterdir())
+    sums = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in files]
+    (tmp_path / "SHA256SUMS").write_text("".join(sums))
+    source = opened(tmp_path / f"*.{kind}", stream=9)
+    assert "3 of 3 files have a SHA-256, checked before each is read" in source.notes
+    assert good_and_bad(source, 251)[1] == []
+    data = bytearray(files[1].read_bytes())
+    data[len(data) // 2] ^= 1
+    files[1].write_bytes(data)
+    items = source.flows[0].read(0, None)
+    found = [next(items) for _ in range(501)]
+    (why,) = (f"{item.name}: {stored}" for item in found if isinstance(stored := item.sample["text"], BadSample))
+    assert why == f"{files[1]}: its SHA-256 is not the one beside it; the rest of the file is left out"
+    assert not any(item.name.startswith(f"{files[1]} ") or item.name.startswith(f"{files[1]}:") for item in found)
+
+
+def test_a_digest_is_made_once_unless_the_file_changes(tmp_path, monkeypatch):
+    path = write_jsonl(tmp_path / "a.jsonl", ["a", "b"])
+    (tmp_path / "a.jsonl.sha256").write_text(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  a.jsonl\n")
+    read, own = [], data_streams.sha256
+    monkeypatch.setattr(data_streams, "sha256", lambda file: read.append(file) or own(file))
+    source = opened(path, stream=2)
+    assert not read, "not before it is read"
+    assert len(good_and_bad(source, 6)[0]) == 6
+    assert len(read) == 1
+    write_jsonl(path, ["a", "c"])
+    os.utime(path, (0, 0))
+    with pytest.raises(DataError, match="cannot be used: its SHA-256 is not the one beside it"):
+        good_and_bad(source, 2)
+
+
+def test_more_shards_of_which_nothing_can_be_used_than_are_allowed_stop_the_run(tmp_path):
+    write(tmp_path, "parquet")
+    for shard in (0, 1):
+        (tmp_path / f"{shard}.parquet").write_bytes(b"no parquet at all")
+    source = opened(tmp_path, stream=9, max_bad_fraction=0.5)
+    with pytest.raises(DataError, match=r"2 of 3 shards cannot be used, more than data.max_bad_fraction = 0.5") as told:
+        good_and_bad(source, 500)
+    assert all(f"{shard}.parquet: ArrowInvalid" in str(told.value) for shard in (0, 1))
+    assert len(good_and_bad(opened(tmp_path, stream=9, max_bad_fraction=0.7), 500)[0]) > 240
+    (tmp_path / "2.parquet").write_bytes(b"neither")
+    with pytest.raises(DataError, match="none of 3 files can be used"):
+        opened(tmp_path)
+
+
+def test_a_shard_that_is_gone_stops_the_run(tmp_path):
+    """It may be there for another process, or at another moment: left out, it would make them differ."""
+    write(tmp_path, "tar")
+    source = opened(tmp_path, stream=9)
+    (tmp_path / "1.tar").unlink()
+    with pytest.raises(DataError, match=r"cannot be read on in .*1.tar, after .*; mend it and go on with --resume"):
+        good_and_bad(source, 751)
 
 
 def test_what_streams_cannot_do_is_said(tmp_path):

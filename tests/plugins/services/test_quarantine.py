@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from selfsup.plugins.common.windows import Windows
 from selfsup.plugins.services.quarantine import NAME, Quarantine
 
 
@@ -81,3 +82,22 @@ def test_without_a_folder_nothing_is_listed(fake_run):
     run = fake_run(folder=None)
     run.skipped = {1: "cut"}
     begun(run).run_finished(run, None)
+
+
+def test_a_stream_says_in_its_reasons_where_samples_lie_and_each_place_is_listed_once(run):
+    run.source = Windows([None], [20], [])
+    run.skipped = {
+        1: "a b/0.jsonl row 12: this is no JSON: at 3",
+        -2: "0.tar:b/7.wav: the file is empty: no bytes",
+        3: "0.tar after 7.wav: it was cut",
+        9: "a b/0.jsonl row 12: this is no JSON: at 3",
+        10: "no place",
+    }
+    begun(run).run_finished(run, None)
+    found = [{name: value for name, value in row.items() if name != "step"} for row in lines(run)]
+    assert found == [
+        {"path": "a b/0.jsonl", "row": 12, "reason": "this is no JSON: at 3"},
+        {"path": "0.tar", "member": "b/7.wav", "reason": "the file is empty: no bytes"},
+        {"path": "0.tar after 7.wav", "reason": "it was cut"},
+        {"path": "sample 11 of the stream", "reason": "no place"},
+    ]
