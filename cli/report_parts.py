@@ -105,7 +105,9 @@ def data(log: History) -> Raw:
     parts = [listed([str(note) for note in notes or paths])] if notes or paths else [say("The built-in sample.")]
     if size := number(log.data.get("samples")):
         seen = log.done * log.batch
-        parts.append(say(f"{seen:,.0f} samples seen: {seen / size:,.3g} times the {size:,.0f} there are."))
+        of = "windows of" if log.run.option("data", "stream") else "times the"
+        there = "each" if log.run.option("data", "stream") else "there are"
+        parts.append(say(f"{seen:,.0f} samples seen: {seen / size:,.3g} {of} {size:,.0f} {there}."))
     return section("Data", *parts, *_skipped(log))
 
 

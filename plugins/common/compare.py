@@ -242,8 +242,7 @@ def _known(labels: np.ndarray[Any, Any], names: Sequence[str], where: str) -> np
 
 def _open(plugins: Plugins, settings: Settings, modality: Modality, asked: Labelled) -> Source:
     """--data and --test as one source, so that labels mean the same in both."""
-    own = {key: value for key, value in (("label", asked.label), ("column", asked.column)) if value is not None}
-    settings = {**settings, "data": check("data", plugins.load("services", "data"), {**settings["data"], **own})}
+    settings = to_judge(plugins, settings, asked.paths, label=asked.label, column=asked.column)
     plugins.serve(settings)
     paths = list(asked.paths or settings["data"].get("paths", []))
     if asked.tests and not paths:
@@ -254,6 +253,20 @@ def _open(plugins: Plugins, settings: Settings, modality: Modality, asked: Label
     if len(source.parts) != max(1, len(paths) + len(asked.tests)):
         raise DataError("the service that opened the data does not tell --data from --test")
     return source
+
+
+def to_judge(plugins: Plugins, settings: Settings, paths: Sequence[str], **asked: str | None) -> Settings:
+    """The settings of a run, changed for data to judge on: the columns asked for, and opened whole."""
+    given: dict[str, Any] = settings["data"]
+    own = {key: value for key, value in asked.items() if value is not None}
+    if given.get("stream"):
+        if not paths:
+            raise DataError(
+                f"this run read its data as a stream, which has neither labels nor an end; name data to judge on, as "
+                f"in --data {given['paths'][0]}: it is opened whole"
+            )
+        given = {**given, "stream": None}
+    return {**settings, "data": check("data", plugins.load("services", "data"), {**given, **own})}
 
 
 def _labels(source: Source) -> np.ndarray[Any, Any]:

@@ -27,13 +27,14 @@ import torch
 from torch import Tensor
 
 from selfsup.kernel import compose
-from selfsup.kernel.config import Settings, check
+from selfsup.kernel.config import Settings
 from selfsup.kernel.contracts import Sample, Signal
 from selfsup.kernel.discovery import Plugins
 from selfsup.kernel.errors import ContractError
 from selfsup.kernel.loader import Part, Source
 from selfsup.kernel.precision import pick_device
 
+from .compare import to_judge
 from .corpus import Corpus, left_out, open_corpus
 from .token_rows import Frame
 
@@ -199,8 +200,7 @@ def _open(plugins: Plugins, settings: Settings, modality: Any, asked: Asked) -> 
     """The documents behind --data; by default, the run's own."""
     if not (hasattr(modality, "vocabulary") and hasattr(modality, "frame")):
         raise ContractError(f"the modality of this run, {modality.field}, is not made of documents of tokens")
-    own = {} if asked.column is None else {"column": asked.column}
-    settings = {**settings, "data": check("data", plugins.load("services", "data"), {**settings["data"], **own})}
+    settings = to_judge(plugins, settings, asked.paths, column=asked.column)
     plugins.serve(settings)
     source = compose.open_source(
         plugins, settings, {"decoder": modality}, list(asked.paths) or settings["data"].get("paths", [])

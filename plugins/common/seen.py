@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from selfsup.kernel import compose
+from selfsup.kernel import compose, state
 from selfsup.kernel.config import Settings
 from selfsup.kernel.contracts import Modality, Objective, Shown, Step
 from selfsup.kernel.discovery import Plugins
 from selfsup.kernel.errors import ContractError
-from selfsup.kernel.loader import Reader, Source, to_device
+from selfsup.kernel.loader import Endless, Reader, Source, to_device
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,14 @@ def see(
     guess: bool,
     folder: Path | None = None,
 ) -> Seen:
-    """The first `count` samples of a step, as the objective shows them; `source` holds them as they are stored."""
+    """The first `count` samples of a step, as the objective shows them; `source` holds them as they are stored.
+
+    `folder` is that of the run, where it has one.
+    """
     kinds = modalities_of(objective)
     rows = compose.rows(settings, kinds, source, folder)
+    if folder and isinstance(rows, Endless):  # a stream would be read up to this step from its beginning
+        rows.recall(state.facts(compose.newest_checkpoint(folder))["marks"])
     reader = Reader(rows, kinds, objective.collator(**kinds), step.seed)
     count, first = min(count, len(rows)), step.number * settings["train"]["batch"]
     batch = reader[range(first, first + count)]

@@ -84,7 +84,6 @@ class Local(Shards):
 
     def __init__(self, where: str, shards: Sequence[str], fields: Sequence[str], options: Options) -> None:
         super().__init__(where, shards)
-        self.notes: list[str] = []
         self.fields, self.share, self.limits = fields, options.share, options.limits
         self.digests: dict[str, str] = {}
         self.right: set[tuple[str, int, int]] = set()  # path, size and time of change of what is as its digest says
@@ -128,7 +127,8 @@ class Local(Shards):
         size = megabytes(sum(os.path.getsize(file) for file in self.shards))
         self.notes = [f"a stream of {total:,} {what}{'s' * (total > 1)}, {size}, from {origin}"]
         if self.digests:
-            self.notes.append(f"{len(self.digests):,} of {total:,} files have a SHA-256, checked before each is read")
+            named = f"{len(self.digests):,} of {total:,} files have a SHA-256, checked before each is read"
+            self.notes = [*self.notes, named]
 
 
 class Tables(Local):

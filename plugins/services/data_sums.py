@@ -124,8 +124,11 @@ def _plain(match: re.Match[str]) -> str:
 
 def sha256(file: str) -> str:
     """The SHA-256 of a file, hexadecimal."""
+    digest = hashlib.sha256()
     with open(file, "rb") as stored:
-        return hashlib.file_digest(stored, "sha256").hexdigest()
+        while block := stored.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _digest(file: str) -> str:

@@ -82,8 +82,8 @@ class Online:
             run.measure({f"online/{self.judge.name}": row.accuracy})
 
     def _plugins(self, run: Run) -> Plugins:
-        """The services of the run; without `data` where other columns are asked for, so that it is made anew."""
-        if self.asked.label is None and self.asked.column is None:
+        """The services of the run; without `data` where that is to be made anew: for other columns, or no stream."""
+        if self.asked.label is None and self.asked.column is None and not run.config["data"].get("stream"):
             return run.plugins
         others = type(run.plugins)()
         for name, service in run.plugins.manager.list_name_plugin():

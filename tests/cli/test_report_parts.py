@@ -76,6 +76,8 @@ def test_the_data_is_summed_up(told):
     said = report_parts.data(told(4, environment={"data": {"samples": 16, "notes": ["16 photos & more"]}}))
     assert "<li>16 photos &amp; more</li>" in said
     assert "32 samples seen: 2 times the 16 there are." in said
+    stream = told(4, environment={"data": {"samples": 16}}, run=f"{RUN}[data]\nstream = 16\n")
+    assert "32 samples seen: 2 windows of 16 each." in report_parts.data(stream)
 
 
 def test_without_files_every_part_says_what_is_missing(told):

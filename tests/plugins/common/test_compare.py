@@ -9,7 +9,7 @@ import torch
 
 from selfsup.kernel import Modality, Part, Plugins, about, hookimpl
 from selfsup.kernel.errors import DataError
-from selfsup.plugins.common.compare import Asked, Row, open_task
+from selfsup.plugins.common.compare import Asked, Row, open_task, to_judge
 from selfsup.plugins.common.judges import split
 
 
@@ -99,3 +99,23 @@ def test_nobody_opens():
 def test_a_row_has_the_standard_error_of_a_share():
     row = Row.of(torch.tensor([1, 2, 3, 4]), torch.tensor([1, 2, 3, 0]), {"C": 1.0})
     assert (row.accuracy, row.error, row.found) == (0.75, pytest.approx((0.75 * 0.25 / 4) ** 0.5), {"C": 1.0})
+
+
+class Streams(Opens):
+    def __init__(self, *, paths: list[str], stream: int | None = None, column: str | None = None) -> None:
+        super().__init__(paths=paths)
+
+
+def test_what_a_run_read_as_a_stream_is_judged_on_data_opened_whole():
+    class Toys(Plugins):
+        def load(self, kind, name):
+            return Streams
+
+    settings = {"data": {"paths": ["a.tar"], "stream": 9}}
+    whole = to_judge(Toys(), settings, ["a.tar"], column="x")
+    assert whole["data"] == {"paths": ["a.tar"], "stream": None, "column": "x"}
+    assert settings["data"]["stream"] == 9
+    with pytest.raises(
+        DataError, match=r"as a stream, which has neither labels nor an end; .* as in --data a\.tar: it is opened whole"
+    ):
+        to_judge(Toys(), settings, [])

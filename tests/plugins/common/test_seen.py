@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
-from selfsup.kernel import compose
+from selfsup.kernel import compose, loop
+from selfsup.kernel.config import to_toml
 from selfsup.kernel.contracts import Step
 from selfsup.kernel.discovery import Plugins
 from selfsup.kernel.errors import ContractError
 from selfsup.plugins.common.seen import modalities_of, open_data, see
+from selfsup.plugins.services.data_streams import Tables
 
 
 @pytest.fixture
@@ -68,3 +72,29 @@ def test_the_data_is_opened_once_whoever_opened_it_before(built):
     plugins, settings, objective, source = built
     again = open_data(plugins, settings, modalities_of(objective))
     assert len(again) == len(source) == 1797
+
+
+def test_a_stream_is_read_from_where_the_checkpoint_stands(tmp_path, monkeypatch):
+    """What was trained on would be read again else, however much it is."""
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"{n} of a hundred"}) + "\n" for n in range(100)))
+    plugins = Plugins()
+    given = {
+        "objective": {"name": "gpt"},
+        "preset": "tiny",
+        "modality": {"tokenizer": "bytes", "length": 32, "pack": False},
+        "train": {"batch": 5, "steps": 6},
+        "data": {"paths": [str(tmp_path / "a.jsonl")], "stream": 10, "workers": 0},
+        "console": {"style": "off"},
+    }
+    settings = compose.resolve(plugins, given)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.toml").write_text(to_toml(settings))
+    run = compose.start(plugins, settings, tmp_path / "run")
+    loop.train(run)
+    wanted = [run.source.name(int(ident)) for ident in run.loader.read(6)[0]["ids"]]
+    begun, own = [], Tables.samples
+    monkeypatch.setattr(Tables, "samples", lambda self, file, row: begun.append(row) or own(self, file, row))
+    source = open_data(plugins, settings, modalities_of(run.objective))
+    seen = see(settings, run.objective, source, run.step(6), 5, guess=False, folder=tmp_path / "run")
+    assert list(seen.names) == wanted
+    assert begun == [30]
