@@ -94,7 +94,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         at_work = False
         say("interrupted")
         code = INTERRUPTED
-    leave(code)
+    leave(code, at_once=args is None and code == INTERRUPTED)
 
 
 def answer(given: Sequence[str]) -> int:
@@ -145,18 +145,19 @@ def say(text: str) -> None:
     click.echo(f"[{os.environ.get('RANK', '0')}] {text}" if several else text, err=True)
 
 
-def leave(code: int) -> NoReturn:
-    """End the process; one of several ends at once.
+def leave(code: int, at_once: bool = False) -> NoReturn:
+    """End the process; one of several, and one that Ctrl-C ended, ends at once.
 
     A thread that waits for the others could hold one that failed. And ending in good order is not safe: gloo's
-    threads abort the interpreter now and then (seen in 2 of 6 runs of 4 processes), and a model under DDP that
-    is freed after its process group was destroyed can wait for ever.
+    threads abort the interpreter now and then (seen in 2 of 6 runs of 4 processes), a model under DDP that is freed
+    after its process group was destroyed can wait for ever, and a thread that Ctrl-C left in the middle of writing a
+    checkpoint aborts the interpreter too (2 of 10).
     """
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except OSError:  # a full disk, or nobody reads it: the exit code says how it went all the same
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if at_once or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         os._exit(code)
     sys.exit(code)

@@ -184,15 +184,21 @@ class Last:
 @click.command()
 @click.argument("where")
 def waits(where):
-    if where == "in order":
+    if where == "at once":
+        atexit.register(os.mkdir, "late")  # as threads would go on meanwhile
+        wait()
+    elif where == "in order":
         atexit.register(wait)
     else:
         os.last = Last()  # freed with the modules, when no handler is called any more
 """
 
 
-@pytest.mark.parametrize(("ends", "code"), [("in order", 130), ("with its last objects", 0)])
-def test_ctrl_c_while_it_ends_leaves_no_traceback(ssl, ends, code):
+@pytest.mark.parametrize(
+    ("ends", "code", "said"),
+    [("at once", 130, "interrupted"), ("in order", 130, ""), ("with its last objects", 0, "")],
+)
+def test_ctrl_c_ends_without_a_traceback(ssl, ends, code, said):
     ssl.distribution("waiting", COMMAND.format(name="waits", module="waiting"), waiting=WAITS)
     process, until = ssl.start("waits", ends), time.monotonic() + 60
     while not Path("here").exists():
@@ -201,7 +207,8 @@ def test_ctrl_c_while_it_ends_leaves_no_traceback(ssl, ends, code):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (code, "")
+    assert (process.returncode, err.strip()) == (code, said)
+    assert not Path("late").exists()
 
 
 def test_completion(toys, monkeypatch, capsys):
