@@ -41,22 +41,25 @@ class Claim:
 
 @contextmanager
 def claim(folder: Path, resume: bool) -> Iterator[Claim]:
-    """Hold the folder, which is made if need be, for a run of this process; of several, the first one holds it.
+    """Hold the folder, which is made if need be, for a run of this process; of several, the first one does so.
 
     Raises ConfigError if it cannot be written, holds another run, or another process works on its run.
     """
     if not resume and ((folder / RUN_FILE).exists() or (folder / "checkpoints").exists()):
         raise ConfigError(f"{folder} already holds a run: go on with it by --resume, or choose another --out")
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    first = os.environ.get("RANK", "0") == "0"  # it makes the folder, and knows what to remove
+    path = (folder, *folder.parents)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        made = [each for each in path if not each.exists()]
+        if first:
+            folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=next(each for each in path if each.exists())):
             pass
     except OSError as cause:
         raise ConfigError(
             f"the output folder {folder} cannot be written: {cause.strerror}; choose another with --out"
         ) from None
-    if os.environ.get("RANK", "0") != "0":
+    if not first:
         yield Claim(folder)
         return
     with (folder / LOCK).open("a+", encoding="utf-8") as lock:

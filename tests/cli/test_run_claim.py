@@ -130,6 +130,15 @@ def test_a_run_that_did_not_begin_leaves_no_folder_above_it_that_was_made_for_it
     assert list(tmp_path.glob("runs/*")) == [tmp_path / "runs" / "two"]
 
 
+def test_only_the_first_process_makes_the_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    with claim(tmp_path / "runs" / "one", False):
+        assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot be written"), claim(tmp_path / "file", False):
+        pass
+
+
 def test_only_the_first_process_holds_a_run(tmp_path, holder, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     with claim(tmp_path / "run", True):
