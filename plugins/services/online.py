@@ -83,7 +83,8 @@ class Online:
 
     def _plugins(self, run: Run) -> Plugins:
         """The services of the run; without `data` where that is to be made anew: for other columns, or no stream."""
-        if self.asked.label is None and self.asked.column is None and not run.config["data"].get("stream"):
+        streamed = run.config.get("data", {}).get("stream")
+        if self.asked.label is None and self.asked.column is None and not streamed:
             return run.plugins
         others = type(run.plugins)()
         for name, service in run.plugins.manager.list_name_plugin():

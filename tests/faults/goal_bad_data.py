@@ -29,6 +29,7 @@ def measure(work: Path, full: bool) -> Iterator[Result]:
     yield nans()
     yield from flipped(work / "flips", 200 if full else 12)
     yield from rows_of_tables(work / "rows", 20 if full else 3)
+    yield from streams(work / "streams", 20 if full else 3)
     yield photos_in_a_run(work / "photos", 3 if full else 2)
     if full:
         yield rows_in_a_run(work / "texts")
@@ -176,6 +177,34 @@ def rows_of_tables(work: Path, count: int) -> Iterator[Result]:
         source = spoiled.opened(folder, work / "cache")
         named = [one.path for one in source.refused] == list(map(str, bad))
         yield Result("R11", f"parquet: {name}", count, count * named, f"{len(source)} rows of the others are read")
+
+
+def streams(work: Path, count: int) -> Iterator[Result]:
+    """Every third shard of a stream: its damage is named once in a pass, and the other shards are read whole."""
+    draw = random.Random(3)
+    spoils = {
+        "line of .jsonl": lambda data: data.replace(b'"text": "7 ', b'"text", "7 ', 1),
+        ".jsonl.gz cut": lambda data: data[: len(data) // 2],
+        "page of .parquet": lambda data: data[:60] + b"\xff" * 100 + data[160:],
+        ".tar cut": lambda data: data[: 512 * draw.randrange(4, 80)],
+        "bit flipped in .tar, with digests": lambda data: spoiled.flip(data, draw),
+    }
+    for name, spoil in spoils.items():
+        suffix = name[name.index(".") :].partition(" ")[0].rstrip(",")
+        folder = work / name
+        folder.mkdir(parents=True)
+        for seed in range(3 * count):
+            spoiled.table(folder / f"{seed:03}{suffix}", seed)
+        if "digests" in name:
+            spoiled.write_sums(folder)
+        bad = [str(path) for path in sorted(folder.glob(f"*{suffix}"))[::3]]
+        for path in map(Path, bad):
+            path.write_bytes(spoil(path.read_bytes()))
+        named, rows = spoiled.passed(f"{folder}/*{suffix}")
+        whole = sum(rows[str(path)] == 40 for path in folder.glob(f"*{suffix}") if str(path) not in bad)
+        right = count if sorted(named) == bad and whole == 2 * count else 0
+        figure = f"{len(named)} named, {sum(rows[path] for path in bad)} of their rows used, {whole} shards whole"
+        yield Result("R11", f"streams: {name}", count, right, figure)
 
 
 def photos_in_a_run(work: Path, times: int) -> Result:

@@ -8,7 +8,9 @@ import io
 import json
 import random
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +132,20 @@ def opened(path: Path, cache: Path, kind: Any = Text, share: float = 1.0, **opti
     found = Data(max_bad_fraction=share, cache=str(cache), **options).open_data([str(path)], {kind.field: kind()})
     assert isinstance(found, Mixture)
     return found
+
+
+def passed(where: str) -> tuple[list[str], Counter[str]]:
+    """The first pass of a stream of texts: the file of each place that cannot be used, and how many rows each gave."""
+    found = Data(paths=[where], stream=8, max_bad_fraction=1.0).open_data([where], {"text": Text()})
+    named: list[str] = []
+    rows: Counter[str] = Counter()
+    for item in takewhile(lambda item: item.mark[0] == 0, found.flows[0].read(0, None)):
+        file = next(file for file in found.flows[0].shards if item.name.startswith(file))
+        if isinstance(item.sample["text"], BadSample):
+            named.append(file)
+        else:
+            rows[file] += 1
+    return named, rows
 
 
 def listed(run: Path) -> list[dict[str, Any]]:

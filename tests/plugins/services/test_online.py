@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from selfsup.kernel import loop
 from selfsup.kernel.config import to_toml
+from selfsup.kernel.discovery import Plugins
 from selfsup.kernel.errors import ConfigError, DataError
 from selfsup.plugins.common.compare import Asked, Linear, Neighbours, compare
+from selfsup.plugins.services.online import Online
 
 LABELLED = "0 90"
 
@@ -75,6 +78,17 @@ def test_it_may_find_its_labels_elsewhere_than_training(start):
         *(("of training", "0 40"), ("of training", LABELLED)),
         *(("of training", "0 40"), ("its own", LABELLED)),
     ]
+
+
+@pytest.mark.parametrize(("stream", "anew"), [(None, False), (9, True)])
+def test_a_run_on_a_stream_has_its_labelled_data_opened_whole(stream, anew):
+    """By a service made anew: that of the run would read the same paths as a stream, without labels."""
+    plugins = Plugins()
+    for name in ("data", "another"):
+        plugins.register(type(name, (), {})(), name)
+    served = Online(data=["a.tar"])._plugins(SimpleNamespace(plugins=plugins, config={"data": {"stream": stream}}))
+    assert served.manager.has_plugin("data") is not anew
+    assert served.manager.has_plugin("another")
 
 
 @pytest.mark.parametrize(
