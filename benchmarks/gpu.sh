@@ -1,37 +1,43 @@
 #!/usr/bin/env bash
-# Test the ops on a GPU, look for accesses beyond memory and for races, and time everything; no network is needed.
+# Test the ops on a GPU, look for accesses beyond memory and for races, time everything, and learn; without a network.
 #
 #     benchmarks/gpu.sh                                  every stage
 #     benchmarks/gpu.sh tests                            the tests of triton_ops, on the device
 #     benchmarks/gpu.sh sanitize                         every op at small shapes under compute-sanitizer
 #     benchmarks/gpu.sh ops                              ssl bench ops --shapes full
 #     benchmarks/gpu.sh ops:clip_loss,nt_xent tests:contrast     some ops, and tests whose file's name has this in it
+#     benchmarks/gpu.sh steps                            whole steps of training beside transformers, timm and lightly
+#     benchmarks/gpu.sh learn                            runs of minutes through ssl train and ssl eval
+#     benchmarks/gpu.sh steps:bert,gpt learn:gpt         some of them
 #     benchmarks/gpu.sh --dry-run                        every stage in little on this machine, without a GPU
 #
 #     --wheels FOLDER   wheels to install beside what there is; default: .whl here, if it exists
+#     --data FOLDER     data sets that `learn` names, each in its own folder; default: .data here
 #     --limit SECONDS   of the whole call; default 560. What a stage has found by then is kept.
 #
 # Python 3.11 or later with torch and triton must be there. Results go to $OUT, or to benchmarks/results/DATE-DEVICE:
-# about.json, tests.xml, tests.log, sanitize.log, ops.json, ops.png, ops.log. $COMMIT names the commit where git cannot.
+# about.json, tests.xml, ops.json, ops.png, steps.json, learn.json, and gpu.log with what every stage printed. $COMMIT
+# names the commit where git cannot.
 # No setting of the device is touched. Exits with 1 if any stage found something wrong, after all have run.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
 command_line="benchmarks/gpu.sh $*"
 python=${PYTHON:-python3}
-dry='' wheels=.whl limit=560 stages=()
+dry='' wheels=.whl data=.data limit=560 stages=() all=(tests sanitize ops steps learn)
 
 while (($#)); do
     case $1 in
         --dry-run) dry=1 ;;
         --wheels) wheels=${2:?--wheels needs a folder} && shift ;;
+        --data) data=${2:?--data needs a folder} && shift ;;
         --limit) limit=${2:?--limit needs seconds} && shift ;;
         -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' benchmarks/gpu.sh && exit ;;
-        tests | tests:* | sanitize | ops | ops:*) stages+=("$1") ;;
-        *) echo "gpu.sh: there is no stage or option '$1'; stages are tests, sanitize and ops" >&2 && exit 2 ;;
+        tests | tests:* | sanitize | ops | ops:* | steps | steps:* | learn | learn:*) stages+=("$1") ;;
+        *) echo "gpu.sh: there is no stage or option '$1'; stages are ${all[*]}" >&2 && exit 2 ;;
     esac
     shift
 done
-((${#stages[@]})) || stages=(tests sanitize ops)
+((${#stages[@]})) || stages=("${all[@]}")
 
 PATH=$PATH:/usr/local/cuda/bin
 work=$(mktemp -d)
@@ -86,7 +92,7 @@ import torch
 
 gpu = torch.cuda.is_available()
 wanted = ("torch", "triton", "numpy", "pytest", "nvidia-", "liger", "quack", "memeff", "inf-cl", "inf_cl", "cut-cross",
-          "cut_cross", "kornia", "xformers", "transformers", "pydantic", "hypothesis")
+          "cut_cross", "kornia", "xformers", "transformers", "timm", "lightly", "tokenizers", "pydantic", "hypothesis")
 found = {d.metadata["Name"]: d.version for d in distributions() if (d.metadata["Name"] or "").lower().startswith(wanted)}
 query = "--query-gpu=name,driver_version,memory.total,clocks.max.sm,clocks.max.memory,power.limit"
 about = {
@@ -119,12 +125,10 @@ within() {
     timeout --signal=INT --kill-after=20 "$seconds" "$@"
 }
 
-# kept FILE: what is printed, on the terminal and in a file of at most 8 MB.
+# kept: what a stage prints, on the terminal and, the last 3 MB of it, in gpu.log.
 kept() {
-    tee "$out/$1"
-    if (($(stat -c %s "$out/$1") > 8000000)); then
-        tail -c 8000000 "$out/$1" >"$work/tail" && mv "$work/tail" "$out/$1"
-    fi
+    tee "$work/said"
+    { echo "=== $stage" && tail -c 3000000 "$work/said"; } >>"$out/gpu.log"
 }
 
 # Warnings are errors but for those of fill-with-NaN, which asks torch for determinism and is told where there is none.
@@ -135,7 +139,7 @@ run_tests() {
     "$python" -c 'import xdist' 2>/dev/null && [[ ! $dry ]] && more+=(-n 6)
     within 90 env ${dry:+TRITON_INTERPRET=1} CUBLAS_WORKSPACE_CONFIG=:4096:8 "$python" -m pytest -q --no-header \
         -p no:cacheprovider --continue-on-collection-errors "${more[@]}" -o $'filterwarnings=error\nignore:(?i).*determinis' \
-        --junitxml="$out/tests.xml" "${files[@]}" 2>&1 | kept tests.log
+        --junitxml="$out/tests.xml" "${files[@]}" 2>&1 | kept
 }
 
 run_sanitize() {
@@ -144,7 +148,7 @@ run_sanitize() {
         watch memcheck 45
         local first=$?
         watch racecheck 90 && ((!first))
-    } 2>&1 | kept sanitize.log
+    } 2>&1 | kept
 }
 
 # watch TOOL SHARE: every op at small shapes under a tool; each allocation is one of the device, so that its end is seen.
@@ -163,13 +167,31 @@ run_ops() {
     local options=(--shapes full --device cuda)
     [[ $dry ]] && options=(--shapes small --device cpu --rounds 3 --seconds 0.2)
     within 95 "$python" -m selfsup.cli bench ops "${names[@]}" "${options[@]}" --limit "$(($(left) * 8 / 10))" \
-        --out "$out" 2>&1 | kept ops.log
+        --out "$out" 2>&1 | kept
+}
+
+run_steps() {
+    local names=()
+    IFS=, read -ra names <<<"$1"
+    [[ $dry && ! $1 ]] && names=(gpt)
+    local place=cuda
+    [[ $dry ]] && place=cpu
+    within 97 "$python" benchmarks/steps.py "${names[@]}" --device "$place" \
+        --limit "$(($(left) * 9 / 10))" --out "$out" 2>&1 | kept
+}
+
+run_learn() {
+    local names=()
+    IFS=, read -ra names <<<"$1"
+    [[ $dry && ! $1 ]] && names=(gpt)
+    within 97 "$python" benchmarks/learn.py "${names[@]}" --data "$data" ${dry:+--little} \
+        --limit "$(($(left) * 9 / 10))" --out "$out" 2>&1 | kept
 }
 
 install
 site || exit 2
 export PYTHONPATH=$work/site:$work/wheels${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-4}
-export TRITON_CACHE_DIR=$work/triton TORCHINDUCTOR_CACHE_DIR=$work/inductor
+export TRITON_CACHE_DIR=$work/triton TORCHINDUCTOR_CACHE_DIR=$work/inductor HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 device=$("$python" -c 'import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu")') || exit 2
 [[ $device != cpu || $dry ]] || { echo "gpu.sh: torch sees no GPU here; --dry-run works without one" >&2 && exit 2; }
 out=${OUT:-benchmarks/results/$(date +%Y-%m-%d)-$(tr -cs 'a-zA-Z0-9\n' - <<<"${device,,}")}

@@ -1,8 +1,9 @@
 """Training steps a second of an objective here and in the best-known other code, on the same model.
 
     python benchmarks/train.py wav2vec2 [--size small|base] [--steps N] [--threads N] [--json] [--profile]
+    python benchmarks/train.py gpt --size long --device cuda --batch 32        on a GPU, in bf16: see `steps_measure.py`
 
-Both sides have the same weights, batch, threads and optimizer, in fp32 on the CPU without dropout. A step
+On a CPU: both sides have the same weights, batch, threads and optimizer, in fp32 without dropout. A step
 is all that training needs on a batch that is loaded: masks, negatives and noise, forward, backward and
 AdamW. Steps of both sides alternate in one process; medians are reported, and the peak memory of each
 side in a process of its own. Nothing is timed unless both sides give the same loss for the same choices.
@@ -23,33 +24,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import transformers
+from contest import Contest
 from torch import Tensor, nn
 
+CHECKED = 4  # samples, where nobody says how many
 TOLERANCE = 1e-4  # of the loss, relative
 SIDES = ("ours", "theirs")
-
-
-class Contest(Protocol):
-    """One objective at one size: our model and theirs, with the same weights and batch."""
-
-    peer: str  # what theirs is
-    samples: int  # in a batch
-    ours: nn.Module
-    theirs: nn.Module
-
-    def losses(self) -> tuple[Tensor, Tensor]:
-        """Our loss and theirs, for the same random choices."""
-
-    def loss_of_ours(self, number: int) -> Tensor:
-        """A step's loss, with the choices drawn as in training."""
-
-    def loss_of_theirs(self, number: int) -> Tensor:
-        """The same of the other side."""
 
 
 def stepper(model: nn.Module, loss_of: Callable[[int], Tensor]) -> Callable[[int], None]:
@@ -144,6 +130,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", action="store_true", help="print all figures as JSON")
     parser.add_argument("--profile", action="store_true", help="print where a step's time goes, and time nothing")
+    parser.add_argument("--device", help="measure on this device, piece by piece, and print each piece as JSON")
+    parser.add_argument("--batch", type=int, help="with --device: samples of a step; halved until all fit")
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="with --device")
+    parser.add_argument("--backend", default="inductor", help="with --device: of torch.compile; empty: none")
+    parser.add_argument("--seconds", type=float, default=1e9, help="with --device: begin nothing new after so many")
     parser.add_argument("--memory-of", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -151,13 +142,27 @@ def main() -> None:
     if args.size not in sizes:
         parser.error(f"{args.objective} has no size {args.size!r}; known: {', '.join(sizes)}")
     make = sizes[args.size]
-    if args.memory_of:
+    if args.device:
+        on_device(args, make)
+    elif args.memory_of:
         print_memory(make(), args.memory_of)
     elif args.profile:
         profile(make())
     else:
         found = compare(args, make)
         print(json.dumps(found, indent=2) if args.json else table(found))
+
+
+def on_device(args: argparse.Namespace, make: Callable[..., Contest]) -> None:
+    """One line of JSON for every piece that is found, so that what comes before an end counts."""
+    from steps_measure import Plan, measure
+
+    until = time.monotonic() + args.seconds
+    plan = Plan(torch.device(args.device), args.batch or CHECKED, args.precision, args.backend, until=until)
+    if not plan.gpu:  # to see that it works: no figure of a CPU means anything here
+        plan = replace(plan, rounds=2, turn=0.02, most=2)
+    for piece in measure(make, plan):
+        print(json.dumps(piece), flush=True)
 
 
 def table(found: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import torch
+from contest import Contest as Paired
 from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM, DataCollatorForLanguageModeling
 
@@ -37,6 +38,7 @@ SHAPES = {
     "small": Shape(16, 128, 256, 4, 4),
     "base": Shape(4, 128, 768, 12, 12),
     "long": Shape(2, 512, 768, 12, 12),
+    "tiny": Shape(2, 24, 32, 2, 2, 1101),
 }
 
 
@@ -55,39 +57,61 @@ class Tokenizer:
         return MASK
 
 
-class Contest:
+class Contest(Paired):
     """Against `transformers.BertForMaskedLM`, without dropout and without a next sentence; every row is one sequence.
 
     Its masks are those of transformers' collator. Its table of token types is zero, and not trained.
     """
 
-    peer = "transformers.BertForMaskedLM"
+    peer, unit = "transformers.BertForMaskedLM", "tokens"
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, device: torch.device | str = "cpu") -> None:
+        super().__init__(device)
         torch.manual_seed(0)
-        self.samples = shape.batch
+        self.shape = shape
         self.theirs = theirs_of(shape).train()
         self.ours = ours_of(shape).train()
         copy_weights(self.theirs, self.ours)
-        self.x = torch.randint(1000, shape.words, (shape.batch, shape.tokens))
-        self.x[:, 0], self.x[:, -1] = BEGIN, END
-        self.special = torch.zeros_like(self.x).index_fill_(1, torch.tensor([0, shape.tokens - 1]), 1)  # [B, T]
+        self.theirs.to(device)
+        self.ours.to(device)
         self.collator = DataCollatorForLanguageModeling(Tokenizer(shape.words))
+        self.fill(shape.batch)
+
+    def batch(self, samples: int) -> Tensor:
+        x = torch.randint(1000, self.shape.words, (samples, self.shape.tokens))
+        x[:, 0], x[:, -1] = BEGIN, END
+        self.special = torch.zeros_like(x).index_fill_(1, torch.tensor([0, self.shape.tokens - 1]), 1)  # [B, T]
+        return x
+
+    @property
+    def amount(self) -> float:
+        return self.shape.tokens
+
+    @property
+    def needless(self) -> float:
+        """The head of tokens that are not predicted: two matrices, forward and two ways back."""
+        _, labels = self.masked()
+        spared = float((labels == IGNORED).double().mean()) * self.shape.tokens
+        return 6 * spared * self.shape.width * (self.shape.width + self.shape.words)
+
+    def masked(self) -> tuple[Tensor, ...]:
+        """What the model is shown and what it is to say, as transformers' collator makes them."""
+        shown, labels = self.collator.torch_mask_tokens(self.host.clone(), special_tokens_mask=self.special)
+        return shown, labels
 
     def losses(self, seed: int = 0) -> tuple[Tensor, Tensor]:
         """Both losses for the same masks, which are ours."""
-        raw, ids = Signal(self.x), torch.arange(self.samples)
-        hidden = self.ours.hide(raw, ids, Step(0, 1, seed))
+        raw = Signal(self.x)
+        hidden = self.ours.hide(raw, self.ids(0), Step(0, 1, seed))
         truth = hidden.truth.masked_fill(~hidden.valid, IGNORED)  # [B, M]
         labels = torch.full_like(self.x, IGNORED).scatter(1, hidden.places, truth)  # [B, T]
         return self.ours.score(raw, hidden), self.theirs(hidden.ids, labels=labels).loss
 
     def loss_of_ours(self, number: int) -> Tensor:
-        ids = torch.arange(self.samples) + number * self.samples
-        return self.ours({"encoder": Signal(self.x), "ids": ids}, Step(number, 1000)).total
+        return self.ours({"encoder": Signal(self.x), "ids": self.ids(number)}, Step(number, 1000)).total
 
     def loss_of_theirs(self, number: int) -> Tensor:
-        shown, labels = self.collator.torch_mask_tokens(self.x.clone(), special_tokens_mask=self.special)
+        shown, labels = self.ahead(number, self.masked)
         return self.theirs(shown, labels=labels).loss
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from contest import Contest as Paired
+from contest import Side
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -33,31 +35,55 @@ class Shape:
 SHAPES = {
     "small": Shape(8, 256, 256, 4, 4),
     "base": Shape(2, 512, 768, 12, 12),
+    "long": Shape(1, 1024, 768, 12, 12),
+    "tiny": Shape(2, 24, 32, 2, 2, 101),
 }
 
 
-class Contest:
+class Contest(Paired):
     """Against `transformers.GPT2LMHeadModel`, without dropout; every row is one sequence."""
 
-    peer = "transformers.GPT2LMHeadModel"
+    peer, unit = "transformers.GPT2LMHeadModel", "tokens"
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, device: torch.device | str = "cpu") -> None:
+        super().__init__(device)
         torch.manual_seed(0)
-        self.samples = shape.batch
+        self.shape = shape
         self.theirs = GPT2LMHeadModel(config_of(shape)).train()
         self.ours = ours_of(shape).train()
         copy_weights(self.theirs, self.ours)
-        self.x = torch.randint(shape.words, (shape.batch, shape.tokens))
+        self.theirs.to(device)
+        self.ours.to(device)
+        self.fill(shape.batch)
+
+    def batch(self, samples: int) -> Tensor:
+        return torch.randint(self.shape.words, (samples, self.shape.tokens))
+
+    @property
+    def amount(self) -> float:
+        return self.shape.tokens
 
     def losses(self) -> tuple[Tensor, Tensor]:
         """Both losses of the batch."""
         return self.loss_of_ours(0), self.loss_of_theirs(0)
 
     def loss_of_ours(self, number: int) -> Tensor:
-        return self.ours({"decoder": Signal(self.x), "ids": torch.arange(self.samples)}, Step(number, 1000)).total
+        return self.ours({"decoder": Signal(self.x), "ids": self.ids(number)}, Step(number, 1000)).total
 
     def loss_of_theirs(self, number: int) -> Tensor:
         return self.theirs(self.x, labels=self.x, use_cache=False).loss
+
+    def loss_of_packed(self, number: int) -> Tensor:
+        """Ours, with two documents in every row that do not see each other, as packed rows of real texts have."""
+        place = torch.arange(self.shape.tokens, device=self.device)
+        second = place >= self.shape.tokens // 2
+        segments = (1 + second.int()).expand(self.samples, -1)
+        places = torch.where(second, place - self.shape.tokens // 2, place).expand(self.samples, -1)
+        batch = {"decoder": Signal(self.x, segments, places), "ids": self.ids(number)}
+        return self.ours(batch, Step(number, 1000)).total
+
+    def sides(self) -> dict[str, Side]:
+        return {**super().sides(), "ours, two documents a row": Side(self.ours, self.loss_of_packed)}
 
 
 def ours_of(shape: Shape) -> GPT:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from contest import Contest as Paired
+from contest import Side, repeated
 from torch import Tensor, nn
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
@@ -37,21 +39,34 @@ class Shape:
 SHAPES = {
     "small": Shape(16, 96, 8, 192, 6, 3, 128, 4, 4),
     "base": Shape(4, 224, 16, 768, 12, 12, 512, 8, 16),  # ViT-B/16
+    "large": Shape(2, 224, 16, 1024, 24, 16, 512, 8, 16),  # ViT-L/16
+    "tiny": Shape(2, 32, 8, 32, 2, 2, 16, 1, 2),
 }
 
 
-class Contest:
+class Contest(Paired):
     """Against `transformers.ViTMAEForPreTraining`, whose masks are the ranks of noise that it draws."""
 
-    peer = "transformers.ViTMAEForPreTraining"
+    peer, unit = "transformers.ViTMAEForPreTraining", "images"
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, device: torch.device | str = "cpu") -> None:
+        super().__init__(device)
         torch.manual_seed(0)
-        self.samples = shape.batch
+        self.shape = shape
         self.theirs = ViTMAEForPreTraining(config_of(shape)).train()
         self.ours = ours_of(shape).train()
-        self.x = torch.randn(shape.batch, 3, shape.size, shape.size)
-        copy_weights(self.theirs, self.ours, self.x)
+        x = self.batch(shape.batch)
+        copy_weights(self.theirs, self.ours, x)
+        self.theirs.to(device)
+        self.ours.to(device)
+        self.fill(shape.batch)
+
+    def batch(self, samples: int) -> Tensor:
+        return repeated(samples, 3, self.shape.size, self.shape.size)
+
+    @property
+    def amount(self) -> float:
+        return 1
 
     def losses(self) -> tuple[Tensor, Tensor]:
         """Both losses, for the same masks."""
@@ -61,8 +76,21 @@ class Contest:
 
     def loss_of_ours(self, number: int) -> Tensor:
         patches = self.ours.encoder.stem.cut(Signal(self.x))
-        batch = {"ids": torch.arange(self.samples) + number * self.samples}
+        batch = {"ids": self.ids(number)}
         return self.ours.score(patches, self.ours.hide(patches, batch, Step(number, 1000))).total
+
+    def loss_of_photos(self, number: int) -> Tensor:
+        """Ours, from photos as workers hand them over: views are cropped, resized and normalised in the step."""
+        batch = {"encoder": Signal(self.there(self.photos)), "ids": self.ids(number)}
+        return self.ours(batch, Step(number, 1000)).total
+
+    def fill(self, samples: int) -> None:
+        super().fill(samples)
+        canvas = self.ours.encoder.modality.canvas
+        self.photos = self._pinned(torch.randint(256, (samples, 3, canvas, canvas), dtype=torch.uint8))
+
+    def sides(self) -> dict[str, Side]:
+        return {**super().sides(), "ours, views and all": Side(self.ours, self.loss_of_photos)}
 
     def loss_of_theirs(self, number: int) -> Tensor:
         return self.theirs(self.x).loss

@@ -13,6 +13,8 @@ from unittest import mock
 
 import numpy as np
 import torch
+from contest import Contest as Paired
+from contest import repeated
 from torch import Tensor, nn
 from transformers import Wav2Vec2Config
 from transformers.models.wav2vec2 import modeling_wav2vec2 as peer
@@ -45,31 +47,43 @@ class Shape:
 SHAPES = {
     "small": Shape(4, 5.0, 256, 256, 4, 4, 256, 320, 100),
     "base": Shape(2, 5.0, 512, 768, 12, 12, 256, 320, 100),
+    "long": Shape(1, 15.0, 512, 768, 12, 12, 256, 320, 100),
+    "tiny": Shape(2, 1.0, 16, 32, 2, 4, 16, 12, 20, kernel=8),
 }
 
 
-class Contest:
+class Contest(Paired):
     """Against `transformers.Wav2Vec2ForPreTraining`, whose masks and negatives are drawn by its NumPy functions."""
 
-    peer = "transformers.Wav2Vec2ForPreTraining"
+    peer, unit = "transformers.Wav2Vec2ForPreTraining", "s of audio"
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, device: torch.device | str = "cpu") -> None:
+        super().__init__(device)
         torch.manual_seed(0)
-        self.shape, self.samples = shape, shape.batch
+        self.shape = shape
         self.theirs = peer.Wav2Vec2ForPreTraining(config_of(shape)).train()
         self.ours = ours_of(shape).train()
         copy_weights(self.theirs, self.ours)
-        self.x = torch.randn(shape.batch, int(16000 * shape.seconds))
-        self.frames = int(self.theirs._get_feat_extract_output_lengths(self.x.shape[1]))
+        self.theirs.to(device)
+        self.ours.to(device)
+        self.frames = int(self.theirs._get_feat_extract_output_lengths(int(16000 * shape.seconds)))
+        self.fill(shape.batch)
+
+    def batch(self, samples: int) -> Tensor:
+        return repeated(samples, int(16000 * self.shape.seconds))
+
+    @property
+    def amount(self) -> float:
+        return self.shape.seconds
 
     def losses(self, seed: int = 0) -> tuple[Tensor, Tensor]:
         """Both losses, summed over hidden frames, for the same masks, negatives and noise."""
         np.random.seed(seed)
-        hidden, sampled = self.peer_choices()
-        noise = Step(0, 1, seed).draw("gumbel", torch.arange(self.samples))
+        hidden, sampled = map(self.there, self.peer_choices())
+        noise = Step(0, 1, seed).draw("gumbel", self.ids(0))
         noise_all = noise.gumbel(self.frames, *self.ours.quantize.codebook.shape[:2])  # [B, T, G, V]
         index, _ = pack(hidden, capacity(self.frames, self.ours.spans))  # [B, M]
-        within = sampled - torch.arange(self.samples)[:, None, None] * self.frames  # [B, T, K], a place in its row
+        within = sampled - self.ids(0)[:, None, None] * self.frames  # [B, T, K], a place in its row
         place = (
             (hidden.cumsum(1) - 1).clamp(min=0)[:, :, None].expand_as(within).gather(1, within)
         )  # [B, T, K], among the hidden
@@ -87,11 +101,10 @@ class Contest:
         return torch.from_numpy(hidden), torch.from_numpy(negatives).long()
 
     def loss_of_ours(self, number: int) -> Tensor:
-        ids = torch.arange(self.samples) + number * self.samples
-        return self.ours({"encoder": Signal(self.x), "ids": ids}, Step(number, 1000)).total
+        return self.ours({"encoder": Signal(self.x), "ids": self.ids(number)}, Step(number, 1000)).total
 
     def loss_of_theirs(self, number: int) -> Tensor:
-        hidden, sampled = self.peer_choices()
+        hidden, sampled = self.ahead(number, self.peer_choices)
         return self.theirs(self.x, mask_time_indices=hidden, sampled_negative_indices=sampled).loss / hidden.sum()
 
 

@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "benchmarks" / "gpu.sh"
+STAGES = ("tests", "sanitize", "ops", "steps", "learn")
 
 
 def run(out: Path, *args: str, code: int = 0, **environment: str) -> str:
@@ -56,14 +57,23 @@ def test_every_stage_in_little(tmp_path):
     said = run(tmp_path, "--dry-run")
     assert "all is well" in said
     names = {path.name for path in tmp_path.iterdir()}
-    expected = {"about.json", "tests.xml", "tests.log", "sanitize.log", "ops.json", "ops.log", "ops.png"}
+    expected = {"about.json", "tests.xml", "ops.json", "ops.png", "steps.json", "learn.json", "gpu.log"}
     assert expected - {"ops.png"} <= names <= expected  # at most eight
     assert int(ElementTree.parse(tmp_path / "tests.xml").getroot()[0].get("tests", "0")) > 50
-    assert (tmp_path / "sanitize.log").read_text().count("random_bits B=5 N=37") == 2
+    log = (tmp_path / "gpu.log").read_text()
+    assert [line for line in log.splitlines() if line.startswith("=== ")] == [f"=== {name}" for name in STAGES]
+    assert log.split("=== sanitize")[1].split("=== ops")[0].count("random_bits B=5 N=37") == 2
+    steps, learned = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("steps", "learn"))
+    assert [(found["contest"], found["sides"]["theirs"]["state"]) for found in steps] == [("gpt", "ok")]
+    assert [(found["task"], found["train"]["ended"], found["met"]) for found in learned] == [("gpt", "done", False)]
+    assert learned[0]["perplexity"]["rows"]["trained"]["nats"] > 0
 
 
 @pytest.mark.slow
 def test_a_stage_that_fails_is_named_and_the_others_run(tmp_path):
-    said = run(tmp_path, "--dry-run", "tests:of_nothing", "ops:nothing", "ops:random_bits", code=1)
-    assert "FAILED: tests:of_nothing ops:nothing" in said
+    wrong = ("tests:of_nothing", "ops:nothing", "steps:nothing", "learn:nothing")
+    said = run(tmp_path, "--dry-run", *wrong, "ops:random_bits", code=1)
+    assert f"FAILED: {' '.join(wrong)}" in said
+    assert "there is no contest 'nothing'; known: gpt, bert-512" in said
+    assert "there is no task 'nothing'; known: gpt, simclr-mnist" in said
     assert (tmp_path / "ops.json").exists()
