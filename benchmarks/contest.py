@@ -104,7 +104,16 @@ class Contest(ABC):
         return {}
 
 
-def repeated(samples: int, *shape: int) -> Tensor:
-    """Normal values [samples, *shape]: many are 64 that come again, as drawing them takes longer than a step."""
-    some = torch.randn(min(samples, 64), *shape)
-    return some if len(some) == samples else some.repeat(-(-samples // 64), *[1] * len(shape))[:samples]
+def repeated(some: Tensor, samples: int) -> Tensor:
+    """So many samples of few: drawing thousands of pictures takes longer than a step."""
+    return some if len(some) == samples else some.repeat(-(-samples // len(some)), *[1] * (some.ndim - 1))[:samples]
+
+
+def normal(samples: int, *shape: int) -> Tensor:
+    """Normal values [samples, *shape]; beyond 64 samples they come again."""
+    return repeated(torch.randn(min(samples, 64), *shape), samples)
+
+
+def photos(samples: int, side: int) -> Tensor:
+    """Squares as data workers hand them over [samples, 3, side, side]; beyond 64 they come again."""
+    return repeated(torch.randint(256, (min(samples, 64), 3, side, side), dtype=torch.uint8), samples)

@@ -157,8 +157,10 @@ def on_device(args: argparse.Namespace, make: Callable[..., Contest]) -> None:
     """One line of JSON for every piece that is found, so that what comes before an end counts."""
     from steps_measure import Plan, measure
 
+    from selfsup.kernel.precision import pick_device
+
     until = time.monotonic() + args.seconds
-    plan = Plan(torch.device(args.device), args.batch or CHECKED, args.precision, args.backend, until=until)
+    plan = Plan(pick_device(args.device), args.batch or CHECKED, args.precision, args.backend, until=until)
     if not plan.gpu:  # to see that it works: no figure of a CPU means anything here
         plan = replace(plan, rounds=2, turn=0.02, most=2)
     for piece in measure(make, plan):

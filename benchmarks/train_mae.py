@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 from contest import Contest as Paired
-from contest import Side, repeated
+from contest import Side, normal, photos
 from torch import Tensor, nn
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
@@ -62,7 +62,7 @@ class Contest(Paired):
         self.fill(shape.batch)
 
     def batch(self, samples: int) -> Tensor:
-        return repeated(samples, 3, self.shape.size, self.shape.size)
+        return normal(samples, 3, self.shape.size, self.shape.size)
 
     @property
     def amount(self) -> float:
@@ -87,7 +87,7 @@ class Contest(Paired):
     def fill(self, samples: int) -> None:
         super().fill(samples)
         canvas = self.ours.encoder.modality.canvas
-        self.photos = self._pinned(torch.randint(256, (samples, 3, canvas, canvas), dtype=torch.uint8))
+        self.photos = self._pinned(photos(samples, canvas))
 
     def sides(self) -> dict[str, Side]:
         return {**super().sides(), "ours, views and all": Side(self.ours, self.loss_of_photos)}

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from contest import Contest as Paired
-from contest import Side, repeated
+from contest import Side, normal, photos
 from torch import Tensor, nn
 from transformers import ResNetConfig, ResNetModel, ViTConfig, ViTModel
 
@@ -95,8 +95,8 @@ class Contest(Paired):
 
     def batch(self, samples: int) -> Tensor:
         canvas = self.ours.encoder.modality.canvas
-        self.photos = self._pinned(torch.randint(256, (samples, 3, canvas, canvas), dtype=torch.uint8))
-        return repeated(2 * samples, 3, self.shape.size, self.shape.size)
+        self.photos = self._pinned(photos(samples, canvas))
+        return normal(2 * samples, 3, self.shape.size, self.shape.size)
 
     @property
     def amount(self) -> float:

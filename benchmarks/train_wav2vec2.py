@@ -14,7 +14,7 @@ from unittest import mock
 import numpy as np
 import torch
 from contest import Contest as Paired
-from contest import repeated
+from contest import normal
 from torch import Tensor, nn
 from transformers import Wav2Vec2Config
 from transformers.models.wav2vec2 import modeling_wav2vec2 as peer
@@ -70,7 +70,7 @@ class Contest(Paired):
         self.fill(shape.batch)
 
     def batch(self, samples: int) -> Tensor:
-        return repeated(samples, int(16000 * self.shape.seconds))
+        return normal(samples, int(16000 * self.shape.seconds))
 
     @property
     def amount(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -62,6 +63,22 @@ def test_everyone_in_every_contest_is_measured(name):
     said = steps_show.table(found)
     assert "no figure means anything" in said
     assert "as they are: " in said
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", MAKERS)
+def test_our_side_stays_on_its_device_and_never_asks_it_for_a_value(monkeypatch, name):
+    """On the meta device, where there are no values, and nothing from another device may take part."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which it does not have
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
+    contest = MAKERS[name](device="meta")
+    sides = [side for name, side in contest.sides().items() if name.startswith("ours")]
+    assert sides
+    for side in sides:
+        loss = side.loss_of(1)
+        assert loss.device.type == "meta"
+        loss.backward()
+        assert all(p.grad is not None for p in side.model.parameters())
 
 
 def test_every_contest_is_of_a_size_that_exists():
