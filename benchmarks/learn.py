@@ -61,13 +61,13 @@ TASKS = {
     ),
     "simclr-mnist": Task(
         MNIST,
-        "--plugin simclr --preset tiny --data {data}/train.parquet --batch 512 --steps 1500 --set backbone.small=true",
+        "--plugin simclr --preset tiny --data {data}/train.parquet --batch 256 --steps 1500 --set backbone.small=true",
         {"knn": TABLES.replace("{many}", "10000"), "probe": TABLES.replace("{many}", "3000")},
         "--set backbone.small=false --set modality.size=8",
     ),
     "mae-mnist": Task(
         MNIST,
-        "--plugin mae --preset tiny --data {data}/train.parquet --batch 512 --steps 3000",
+        "--plugin mae --preset tiny --data {data}/train.parquet --batch 256 --steps 3000",
         {"knn": TABLES.replace("{many}", "10000"), "probe": TABLES.replace("{many}", "3000")},
     ),
     "simclr-trashnet": Task(
@@ -174,14 +174,10 @@ def told(found: dict[str, Any]) -> str:
         lines.append(f"{train['steps']} steps in {train['seconds']:.1f} s, {train['samples_per_second']} samples/s")
     if "best" in found:
         (best, step), (last, end), met = found["best"], found["last"], "met" if found["met"] else "not met"
-        lines.append(
-            f"validation loss {best:.4f} at step {step} (goal {found['goal']}: {met}), {last:.4f} at step {end}"
-        )
-    lines += [
-        f"{key} of the run: {value:.4f}"
-        for key, value in found.get("measured", [{}])[-1:][0].items()
-        if "online" in key
-    ]
+        lines.append(f"validation loss {best:.4f} at step {step} (goal {found['goal']}: {met})")
+        lines.append(f"validation loss at the end, step {end}: {last:.4f}")
+    for row in found.get("measured", [])[-1:]:
+        lines += [f"{key} at the end: {value:.4f}" for key, value in row.items() if key.startswith("online")]
     for judge in ("perplexity", "knn", "probe"):
         for key, row in found.get(judge, {}).get("rows", {}).items():
             figure = row.get("nats", row.get("accuracy"))
