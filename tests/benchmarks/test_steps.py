@@ -139,6 +139,19 @@ def test_the_batch_is_halved_until_everyone_fits_and_the_largest_is_found_by_dou
     assert ">= 32" in steps_show.table(found)
 
 
+class Refusing(train_gpt.Contest):
+    def loss_of_theirs(self, number):
+        raise TypeError("forward() got an unexpected keyword argument")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_ours_is_measured_where_the_other_side_cannot_be_called():
+    found = found_by(lambda device: Refusing(train_gpt.SHAPES["tiny"], device))
+    assert {name.partition(",")[0] for name in found["sides"]} == {"ours"}
+    assert found["sides"]["ours"]["state"] == "ok"
+    assert "unexpected keyword argument" in steps_show.table(found)
+
+
 class Wrong(train_gpt.Contest):
     def loss_of_theirs(self, number):
         return super().loss_of_theirs(number) * 1.1
