@@ -124,7 +124,7 @@ class Measured:
         self.contest, self.plan, self.meter = contest, plan, Meter(plan.device)
         del self.meter.cache  # no L2 cache is emptied between steps, and memory is counted
         self.entrants = {name: Entrant(side, contest, plan) for name, side in contest.sides().items()}
-        self.per_sample = self.ceiling = 0.0
+        self.per_sample = self.needless = self.ceiling = 0.0
 
     def findings(self) -> Iterator[Found]:
         yield self.described()
@@ -186,13 +186,14 @@ class Measured:
                 loss = self.contest.loss_of_theirs(0)
             loss.backward()  # type: ignore[no-untyped-call]
         self.contest.theirs.zero_grad(set_to_none=True)
-        return counter.get_total_flops() / self.contest.samples - self.contest.needless
+        self.needless = self.contest.needless
+        return counter.get_total_flops() / self.contest.samples - self.needless
 
     def limits(self) -> Found:
         """FLOPs of a sample, and the ceiling of the machine in this run."""
         kind = torch.bfloat16 if self.plan.precision == "bf16" else torch.float32
         self.ceiling = ceilings(Meter(self.plan.device), kind, small=not self.plan.gpu).flops
-        flops = {"model": self.per_sample, "needless": self.contest.needless}
+        flops = {"model": self.per_sample, "needless": self.needless}
         if self.contest.unit == "tokens":
             flops["6ND"] = 6 * sum(p.numel() for p in self.contest.ours.parameters()) * self.contest.amount
         return {"flops_of_sample": flops, "ceiling": self.ceiling}
