@@ -18,8 +18,8 @@ from .config import SECTIONS, Settings, TrainOptions, check, merge, nest, read_t
 from .contracts import Modality, Objective, Raw, Tower
 from .discovery import Plugins
 from .errors import ConfigError, DataError, PluginError, SelfsupError, StateError, nearest
-from .loader import Endless, Loader, Reader, Source, to_device
-from .loop import Run
+from .loader import Endless, Loader, Reader, Source
+from .loop import Run, calibrate
 from .precision import compile_units, pick_device
 
 Kept = tuple[dict[str, dict[str, Tensor]], dict[str, Any]]  # tensors and facts of a checkpoint
@@ -203,9 +203,7 @@ def start(
     if kept:
         _resume(run, kept, facts["settings"])
     if run.first == 0:
-        batches = (to_device(batch, device) for batch in loader.whole(total))
-        with torch.no_grad():
-            objective.calibrate(batches, run.step(0))
+        calibrate(run)
     return run
 
 

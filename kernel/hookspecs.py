@@ -44,6 +44,16 @@ def run_composed(run: Run) -> None:
 
 
 @hookspec
+def calibrating(run: Run, number: int) -> None:
+    """Called before each batch that `Objective.calibrate` asks for, before the first step of all."""
+
+
+@hookspec
+def calibrated(run: Run) -> None:
+    """Called when `Objective.calibrate` has ended, however it did and whether or not it asked for a batch."""
+
+
+@hookspec
 def run_started(run: Run) -> None:
     """Called once, after a checkpoint was loaded and before the first step."""
 

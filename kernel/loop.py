@@ -159,6 +159,22 @@ class Run:
             self.source.recall(facts["marks"])
 
 
+@torch.no_grad()
+def calibrate(run: Run) -> None:
+    """Let the objective fit what it fits before the first step, and tell the services."""
+
+    def batches() -> Iterator[Batch]:
+        whole = run.loader.whole(run.total)
+        for number in range(run.total):
+            run.hook.calibrating(run=run, number=number)
+            yield to_device(next(whole), run.device)
+
+    try:
+        run.objective.calibrate(batches(), run.step(0))
+    finally:
+        run.hook.calibrated(run=run)
+
+
 def train(run: Run) -> str:
     """Take the steps that are left and tell the services; "done", or why the run stopped early."""
     with listening(run):

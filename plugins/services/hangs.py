@@ -28,13 +28,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from selfsup.kernel import distributed
 from selfsup.kernel.config import about
-from selfsup.kernel.contracts import Batch, Step, Tower
+from selfsup.kernel.contracts import Step, Tower
 from selfsup.kernel.hookspecs import hookimpl
 from selfsup.plugins.common import status
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from torch.utils.hooks import RemovableHandle
 
     from selfsup.kernel.loop import Report, Run
@@ -55,11 +53,6 @@ class Signs:
     def note(self, *_: Any) -> None:
         """One more."""
         self.count += 1
-
-    def passed(self, batch: Batch) -> Batch:
-        """One more, the batch."""
-        self.count += 1
-        return batch
 
 
 @dataclass
@@ -93,27 +86,25 @@ class Hangs:
     ) -> None:
         self.seconds, self.signs = seconds, Signs()
         self.handles: list[RemovableHandle] = []
-        self.over = threading.Event()
+        self.over, self.started = threading.Event(), False
         self.thread: threading.Thread | None = None
 
     @hookimpl
-    def run_composed(self, run: Run) -> None:
-        """Watch the calibration, if there will be one."""
-        calibrate = run.objective.calibrate
-
-        def watched(batches: Iterable[Batch], step: Step) -> None:
+    def calibrating(self, run: Run, number: int) -> None:
+        """Begin to watch, and then a sign of life."""
+        if number == 0:
             self._begin(run)
-            try:
-                calibrate(map(self.signs.passed, batches), step)
-            finally:
-                self._end()
+        self.signs.count += 1
 
-        vars(run.objective)["calibrate"] = watched
+    @hookimpl
+    def calibrated(self) -> None:
+        """Watch no more."""
+        self._end()
 
     @hookimpl
     def run_started(self, run: Run) -> None:
         """Begin to watch."""
-        vars(run.objective).pop("calibrate", None)
+        self.started = True
         self._begin(run)
 
     @hookimpl
@@ -172,7 +163,7 @@ class Hangs:
             hung = silence.passed(now - before, alive, first=self.signs.steps == 0)
             seen, before = self.signs.count, now
             if hung and not self.over.is_set():
-                end(run, silence.now, limit)
+                end(run, f"step {run.done}" if self.started else "its calibration", silence.now, limit)
 
 
 def listing(run: Run) -> str:
@@ -185,9 +176,8 @@ def listing(run: Run) -> str:
     return "\n".join(found) or "none"
 
 
-def end(run: Run, silent: float, limit: float) -> None:
+def end(run: Run, doing: str, silent: float, limit: float) -> None:
     """Say where this process hangs, mark the run FAILED and end the process and all that it started."""
-    doing = f"step {run.done}" if "calibrate" not in vars(run.objective) else "its calibration"
     what = f"{doing} did not end and nothing else happened for {silent:.0f} s; it is at {place()}"
     who = f"process {distributed.rank()} of {distributed.world()}" if distributed.world() > 1 else "this process"
     more = f"--set hangs.seconds={10 * limit:g}"

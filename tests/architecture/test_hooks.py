@@ -40,6 +40,8 @@ def test_hooks_are_declared_in_the_order_of_a_run():
         "open_data",
         "build_optimizer",
         "run_composed",
+        "calibrating",
+        "calibrated",
         "run_started",
         "step_started",
         "step_finished",

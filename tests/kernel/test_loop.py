@@ -306,6 +306,25 @@ def test_calibration_runs_once_and_is_kept(toys, tmp_path):
     assert start(toys, tmp_path, resume=True).objective.calibrated == once
 
 
+def test_services_are_told_of_each_batch_of_a_calibration_and_of_its_end_however_it_ends(toys, monkeypatch):
+    told = []
+
+    class Told:
+        @hookimpl
+        def calibrating(self, number):
+            told.append(number)
+
+        @hookimpl
+        def calibrated(self):
+            told.append("end")
+
+    run = start(toys, listener=Told())
+    monkeypatch.setattr(run.objective, "calibrate", lambda batches, step: [next(batches) for _ in range(2)] + [1 / 0])
+    with pytest.raises(ZeroDivisionError):
+        loop.calibrate(run)
+    assert told == [0, "end", 0, 1, "end"]
+
+
 def test_dropout_is_seeded_by_the_step_alone(toys):
     draws = []
     for before in (1, 2):

@@ -31,10 +31,12 @@ def alive():
         service.step_finished(run, None)
         time.sleep(0.1)
 
-def calibrate(batches, step):
-    for _ in batches:
+def calibrate(batches, last):
+    for number in range(batches):
+        service.calibrating(run, number)
         time.sleep(0.1)
-    time.sleep(float(step))
+    time.sleep(last)
+    service.calibrated()
 
 child = subprocess.Popen(["sleep", "1000"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 config = {"train": {"timeout": float(sys.argv[3])}}
@@ -47,11 +49,9 @@ if not calibrates:
 Path(sys.argv[1], ".child").write_text(str(child.pid))
 Path(sys.argv[1], ".child").rename(Path(sys.argv[1], "child"))
 if calibrates:
-    run.objective.calibrate = calibrate
-    service.run_composed(run)
-    run.objective.calibrate(iter(range(30)), 0)  # batch after batch for three times what is waited
+    calibrate(30, 0)  # batch after batch for three times what is waited
     time.sleep(3)  # nobody watches what comes between
-    run.objective.calibrate(iter(range(2)), 1000)
+    calibrate(2, 1000)
 globals()[sys.argv[2]]()
 service.run_finished(run, None)
 child.kill()
@@ -113,15 +113,13 @@ def test_a_calibration_lives_by_its_batches_and_ends_when_it_hangs(hung, tmp_pat
 
 def test_nothing_of_the_calibration_stays(fake_run):
     service, run = Hangs(seconds=1000), fake_run()
-    run.objective.calibrate = lambda batches, step: [run.objective(batch) for batch in batches]
-    service.run_composed(run)
-    run.objective.calibrate([torch.zeros(4, 2)], 0)
+    service.calibrated()  # it asked for no batch
+    service.calibrating(run, 0)
+    run.objective(torch.zeros(4, 2))
     assert service.signs.count == 2  # the batch, and what is called with it
+    service.calibrated()
     assert not service.thread.is_alive()
     assert not run.objective._forward_pre_hooks
-    service.run_started(run)
-    service.run_finished(run, None)
-    assert "calibrate" not in vars(run.objective)
 
 
 def test_a_process_that_was_stopped_for_a_while_goes_on(hung):
@@ -137,7 +135,7 @@ def test_a_process_that_was_stopped_for_a_while_goes_on(hung):
 def watch(fake_run, monkeypatch):
     """A watch over a run; `.ended` says for how long it had been silent."""
     monkeypatch.setattr(hangs, "LOCKED", 1000)
-    monkeypatch.setattr(hangs, "end", lambda run, silent, limit: run.ended.append(silent))
+    monkeypatch.setattr(hangs, "end", lambda run, doing, silent, limit: run.ended.append(silent))
     run = fake_run()
     run.ended = []
     service = Hangs(seconds=0.4)
