@@ -25,6 +25,11 @@ from .blame import culprit
 from .installed import plugins_of, rows
 
 INTERRUPTED = 130  # the exit code after Ctrl-C, so that a shell does not go on with the next command
+PREEMPTED = 75  # the exit code of a run that another signal stopped: EX_TEMPFAIL, "try again"
+
+
+class Asked(KeyboardInterrupt):
+    """A signal, by its name, asked a run to end that had not taken a step yet."""
 
 
 class Commands(click.Group):
@@ -90,11 +95,10 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     try:
         code = answer(given)
         at_work = False
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as cause:
         at_work = False
-        say("interrupted")
-        code = INTERRUPTED
-    leave(code, at_once=args is None and code == INTERRUPTED)
+        code = interrupted(cause)
+    leave(code, at_once=args is None and code in (INTERRUPTED, PREEMPTED))
 
 
 def answer(given: Sequence[str]) -> int:
@@ -117,8 +121,7 @@ def report(error: BaseException, plugins: Plugins) -> int:
     """Say what went wrong, for people, on stderr; return the exit code."""
     match error:
         case click.Abort():  # what click makes of Ctrl-C
-            say("interrupted")
-            return INTERRUPTED
+            return interrupted(error.__cause__)
         case click.UsageError():
             say(f"error: {error.format_message()}")
             if error.ctx:
@@ -137,6 +140,12 @@ def report(error: BaseException, plugins: Plugins) -> int:
                 say(f"       it may be for the distribution {owner}, {why}: install it again, or uninstall it")
             say("       this was not foreseen; --debug shows where it happened")
     return 1
+
+
+def interrupted(cause: BaseException | None) -> int:
+    """Say that the command did not come to its end; return the exit code."""
+    say(f"ended by {cause}" if isinstance(cause, Asked) else "interrupted")
+    return PREEMPTED if isinstance(cause, Asked) else INTERRUPTED
 
 
 def say(text: str) -> None:

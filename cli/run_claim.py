@@ -9,19 +9,21 @@ from __future__ import annotations
 import fcntl
 import os
 import platform
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NoReturn
 
 from selfsup.kernel.errors import ConfigError
 from selfsup.plugins.common import status
 
-from .main import INTERRUPTED
+from .main import INTERRUPTED, PREEMPTED, Asked
 
 LOCK = ".lock"
 RUN_FILE = "run.toml"
-PREEMPTED = 75  # the exit code of a run that a signal stopped: EX_TEMPFAIL, "try again"
 
 
 class Claim:
@@ -69,9 +71,10 @@ def claim(folder: Path, resume: bool) -> Iterator[Claim]:
         lock.flush()
         status.write(folder, "RUNNING")
         try:
-            yield Claim(folder)
-        except KeyboardInterrupt:
-            status.write(folder, "PREEMPTED interrupted at once")
+            with _heeding():
+                yield Claim(folder)
+        except KeyboardInterrupt as cause:
+            status.write(folder, f"PREEMPTED {cause if isinstance(cause, Asked) else 'interrupted at once'}")
             raise
         except BaseException as error:
             # Another process of this run may have said why already: here only the connection to it broke.
@@ -79,6 +82,25 @@ def claim(folder: Path, resume: bool) -> Iterator[Claim]:
                 status.write(folder, f"FAILED {str(error).partition(chr(10))[0] or type(error).__name__}")
             _leave_nothing(folder, made)
             raise
+
+
+@contextmanager
+def _heeding() -> Iterator[None]:
+    """SIGTERM and SIGUSR1 end in good order what the loop does not listen for: all before the first step.
+
+    Not one of several processes: it may wait for the others where no handler is called, and torchrun for it.
+    """
+
+    def heard(number: int, _: object) -> NoReturn:
+        raise Asked(signal.Signals(number).name)
+
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1 and threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, heard) for number in (signal.SIGTERM, signal.SIGUSR1) if alone}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _lock(handle: int, folder: Path) -> None:

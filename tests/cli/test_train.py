@@ -380,6 +380,28 @@ def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(toys, number,
     assert [(row["step"], row["loss"]) for row in lines("r")] == [(row["step"], row["loss"]) for row in lines("whole")]
 
 
+SLOW = """'''Slow.'''
+import time
+from toy_plugins import Guess
+
+class Slow(Guess):
+    def __init__(self, encoder):
+        open("here", "w").close()
+        time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_before_the_first_step_is_no_failure(toys, number):
+    toys.distribution("slow", "[selfsup.objectives]\nslow = slow:Slow\n", slow=SLOW)
+    process = toys.fork("train", "--plugin", "slow", "--resume", "--out", "r")
+    _until(process, Path("here").exists)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err.strip().splitlines()[-1]) == (75, f"ended by {number.name}")
+    assert Path("r/status").read_text() == f"PREEMPTED {number.name}\n"
+
+
 def test_a_second_ctrl_c_says_what_is_kept(toys):
     slow = ("--set", "objective.pause=2", "--set", "checkpoints.steps=1")
     process = toys.fork(*TRAIN, "--steps", 60, *slow, "--out", "r")
