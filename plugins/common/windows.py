@@ -94,9 +94,6 @@ class Window:
     def __init__(self, flow: Flow, size: int) -> None:
         self.flow, self.size = flow, size
         self.marks: dict[int, tuple[Mark, int]] = {0: (None, 0)}  # window -> where it begins, samples read by then
-        self._forget()
-
-    def _forget(self) -> None:
         self.held: dict[int, list[Item]] = {}
         self.bad: dict[int, dict[int, str]] = {}  # window held -> what was unusable in reading it
         self.items: Iterator[Item] | None = None
@@ -162,7 +159,7 @@ class Windows:
             part, number = untag(-ident)
             return f"sample {number:,} as stored of the stream{self._named(part)}"
         turn, index = untag(ident)
-        part, within = self._find(int(index))
+        part, within = part_of(int(index), self.ends)
         return f"sample {turn * self.sizes[part] + within + 1:,} of the stream{self._named(part)}"
 
     @property
@@ -188,14 +185,8 @@ class Windows:
         return f" {part + 1}" if len(self.flows) > 1 else ""
 
     def _item(self, index: int, turn: int) -> Item:
-        part, within = self._find(index)
+        part, within = part_of(index, self.ends)
         return self.windows[part].item(within, turn, self.seed)
-
-    def _find(self, index: int) -> tuple[int, int]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of a window of {len(self)}")
-        part = int(np.searchsorted(self.ends, index, side="right"))
-        return part, int(index - self.ends[part] + self.sizes[part])
 
 
 def usable(sample: Sample) -> Sample:
@@ -204,6 +195,14 @@ def usable(sample: Sample) -> Sample:
         if isinstance(stored, BadSample):
             raise stored
     return sample
+
+
+def part_of(index: int, ends: np.ndarray[Any, Any]) -> tuple[int, int]:
+    """Which of several parts, each of which ends before the number in `ends`, has this sample, and its number there."""
+    if not 0 <= index < ends[-1]:
+        raise IndexError(f"sample {index} of {ends[-1]}")
+    part = int(np.searchsorted(ends, index, side="right"))
+    return part, index - (int(ends[part - 1]) if part else 0)
 
 
 def shares(window: int, weights: Sequence[float]) -> list[int]:

@@ -21,6 +21,7 @@ from selfsup.kernel.contracts import Modality, Sample
 from selfsup.kernel.errors import DataError
 from selfsup.kernel.hookspecs import hookimpl
 from selfsup.kernel.loader import Part, Source
+from selfsup.plugins.common.windows import part_of
 
 from .data_files import Fields, Names, Options, find_files, kinds_of, open_files, says_about
 from .data_refused import Limits, Refused
@@ -57,11 +58,11 @@ class Mixture:
     """Several pieces as one `Source`; `classes[label]` is the name of a label."""
 
     def __init__(self, pieces: Sequence[Piece], weights: Sequence[float | None], notes: Sequence[str] = ()) -> None:
-        self.pieces, self.sizes = pieces, [len(piece) for piece in pieces]
-        self.parts: Sequence[Part] = [Part(n, n if w is None else w) for n, w in zip(self.sizes, weights, strict=True)]
+        self.pieces, sizes = pieces, [len(piece) for piece in pieces]
+        self.parts: Sequence[Part] = [Part(n, n if w is None else w) for n, w in zip(sizes, weights, strict=True)]
         self.refused = [one for piece in pieces for one in piece.refused]
         self.notes: Sequence[str] = [*(note for piece in pieces for note in piece.notes), *notes]
-        self.ends = np.cumsum(self.sizes)
+        self.ends = np.cumsum(sizes)
         names = [name for p in pieces for name in (p.labels if p.labels is not None else [None] * len(p))]
         self.classes: list[str] | None = sorted({n for n in names if n is not None}, key=_in_order) or None
         number = {name: label for label, name in enumerate(self.classes or ())}
@@ -94,10 +95,8 @@ class Mixture:
         return piece.place(within)
 
     def _find(self, index: int) -> tuple[Piece, int]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        part = int(np.searchsorted(self.ends, index, side="right"))
-        return self.pieces[part], int(index - self.ends[part] + self.sizes[part])
+        part, within = part_of(index, self.ends)
+        return self.pieces[part], within
 
 
 class BuiltIn:
