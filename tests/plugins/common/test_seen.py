@@ -55,7 +55,7 @@ def test_looking_leaves_the_model_as_it_was(built):
 def test_no_more_samples_than_there_are(built):
     _, settings, objective, source = built
     source.pieces[0].samples = source.pieces[0].samples[:3]
-    source.sizes[0], source.ends[0] = 3, 3
+    source.ends[0] = 3
     source.parts = [type(source.parts[0])(3, 3.0)]
     seen = see(settings, objective, source, Step(0, 10), 8, guess=False)
     assert len(set(seen.names)) == 3
