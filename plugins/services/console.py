@@ -201,7 +201,8 @@ def opening(run: Run) -> list[tuple[str, str]]:
     lines += [("folder", str(run.folder))] if run.folder else []
     if run.device.type == "cpu" and trained >= LARGE:
         ask = f"{million(trained)} parameters and {run.batch:,} samples a step ask much time and memory of a CPU"
-        lines += [("note", f"{ask}; --preset tiny is small, --batch N takes fewer")]
+        smaller = "--preset tiny is small, " if config["preset"] != "tiny" else ""
+        lines += [("note", f"{ask}; {smaller}--batch N takes fewer")]
     return lines + [("note", note) for note in run.notes]
 
 

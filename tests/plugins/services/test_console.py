@@ -43,8 +43,10 @@ def test_it_opens_with_the_data_and_the_recipe(fake_run, fake_report):
 def test_a_large_model_on_a_cpu_is_said_to_be_one(fake_run, fake_report, monkeypatch):
     assert "of a CPU" not in show(fake_run(), fake_report)
     monkeypatch.setattr(console, "LARGE", 10)
-    said = "note      10 parameters and 2 samples a step ask much time and memory of a CPU; --preset tiny is small"
-    assert said in show(fake_run(), fake_report)
+    said = "note      10 parameters and 2 samples a step ask much time and memory of a CPU; "
+    assert f"{said}--batch N" in show(fake_run(), fake_report)
+    (run := fake_run()).config["preset"] = "base"
+    assert f"{said}--preset tiny is small, --batch N" in show(run, fake_report)
 
 
 def test_lines_hold_loss_metrics_rates_and_time_left(fake_run, fake_report):
