@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from .bench_run import BARE, COMPILED, EAGER, Result, Row
-from .bench_show import share
 
 BLUE, GREY, DARK, PALE, INK, SOFT = "#2563a8", "#b9c0ca", "#7d8896", "#d9e4f0", "#1c2430", "#66707f"
 COLOURS = {EAGER: DARK, COMPILED: DARK, BARE: PALE}
@@ -45,13 +43,12 @@ def draw(out: Path, about: dict[str, Any], results: Sequence[Result]) -> None:
 
 
 def _bar(axis: Any, place: float, result: Result, row: Row) -> None:
-    of = min(share(result, row) or 0.0, MOST)
+    of = min(result.share(row) or 0.0, MOST)
     mine = row.ours
     axis.barh(place, of, BAR * 0.82, color=BLUE if mine else COLOURS.get(row.name, GREY))
-    took = min(row.times.median, row.replay or math.inf) if row.times else math.nan
     graph = " in a graph" if row.times and row.replay and row.replay < row.times.median else ""
     small: dict[str, Any] = {"fontsize": 6.5, "va": "center"}
-    axis.text(of + 0.008, place, f"{took:.3g} ms{graph}", color=BLUE if mine else SOFT, **small)
+    axis.text(of + 0.008, place, f"{row.least:.3g} ms{graph}", color=BLUE if mine else SOFT, **small)
     axis.text(-0.01, place, row.name, ha="right", color=INK, fontweight="bold" if mine else "normal", **small)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +39,11 @@ class Row:
         """Whether it is the op, as it is or with one of its options."""
         return self.name.partition(",")[0] == OURS
 
+    @property
+    def least(self) -> float:
+        """Milliseconds, with the gaps between launches or without; infinite where nothing was timed."""
+        return min(self.times.median, self.replay or math.inf) if self.times else math.inf
+
 
 @dataclass
 class Result:
@@ -50,6 +56,10 @@ class Result:
     def row(self, name: str) -> Row | None:
         """Of this contestant."""
         return next((row for row in self.rows if row.name == name), None)
+
+    def share(self, row: Row) -> float | None:
+        """Of the time that products and bytes take at the least, in the time that was taken."""
+        return self.floor / row.least if row.times and self.floor else None
 
     def failing(self) -> list[str]:
         """Why the op has not passed."""

@@ -97,13 +97,6 @@ def opening(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def share(result: Result, row: Row) -> float | None:
-    """Of the time that products and bytes take at the least, in the time that was taken."""
-    if row.times is None or not result.floor:
-        return None
-    return result.floor / _least(row)
-
-
 WIDE = 110  # columns, where no terminal says how many there are
 
 
@@ -138,7 +131,7 @@ def _figures(result: Result, row: Row) -> list[str]:
     """Median, half the distance between quartiles, and what follows from them."""
     if row.times is None:
         return [""] * 6
-    ours, of = result.row(OURS), share(result, row)
+    ours, of = result.row(OURS), result.share(row)
     ratio = row.times.median / ours.times.median if ours and ours.times else None
     return [
         f"{row.times.median:.4g}",
@@ -162,11 +155,11 @@ def close(results: Sequence[Result]) -> None:
         if mine is None:
             grid.add_row(result.case.name, Text((result.row(OURS) or Row(OURS, "failed")).state, "red"))
             continue
-        of = share(result, mine)
-        cells = [result.case.name, f"{_least(mine):.4g}", "" if of is None else f"{of:.0%}"]
+        of = result.share(mine)
+        cells = [result.case.name, f"{mine.least:.4g}", "" if of is None else f"{of:.0%}"]
         if other is not None:
             memory = f"{other.memory / mine.memory:.3g}" if other.memory and mine.memory else ""
-            cells += [other.name, f"{_least(other) / _least(mine):.3g}", memory]
+            cells += [other.name, f"{other.least / mine.least:.3g}", memory]
         grid.add_row(*cells)
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -174,13 +167,9 @@ def close(results: Sequence[Result]) -> None:
     console.print(grid)
 
 
-def _least(row: Row) -> float:
-    return min(row.times.median, row.replay or math.inf) if row.times else math.inf
-
-
 def _quickest(rows: Iterable[Row]) -> Row | None:
     timed = [row for row in rows if row.times is not None]
-    return min(timed, key=_least, default=None)
+    return min(timed, key=lambda row: row.least, default=None)
 
 
 def plain(result: Result) -> dict[str, Any]:
@@ -188,7 +177,7 @@ def plain(result: Result) -> dict[str, Any]:
     case = result.case
     rows = []
     for row in result.rows:
-        figures = asdict(row) | {"of_floor": share(result, row)}
+        figures = asdict(row) | {"of_floor": result.share(row)}
         rows.append({key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in figures.items()})
     floor = {"flops": case.flops, "bytes": case.least, "ms": result.floor}
     return {"op": case.op, "shape": case.shape, "floor": floor, "rows": rows}

@@ -22,11 +22,12 @@ from selfsup.kernel.contracts import Modality, Sample
 from selfsup.kernel.errors import BadSample, DataError
 from selfsup.plugins.common.windows import Flow, Shards, Windows, shares
 
+from .data_columns import WRITTEN, column_of, undecoded
 from .data_files import Fields, Options, megabytes
 from .data_refused import Refused, check_share
 from .data_rows import damage, first_rows, read_rows
 from .data_sums import DIFFERS, digests, sha256
-from .data_tables import WRITTEN, column_of, from_hub, library, load_hub, quiet, suffix_of, undecoded
+from .data_tables import from_hub, library, load_hub, quiet, suffix_of
 
 CHUNK = 100  # rows of a table of the hub that are converted at once
 END = "end"  # the state of a shard of which nothing follows
