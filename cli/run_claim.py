@@ -91,7 +91,11 @@ def _heeding() -> Iterator[None]:
     Not one of several processes: it may wait for the others where no handler is called, and torchrun for it.
     """
 
+    own = os.getpid()
+
     def heard(number: int, _: object) -> NoReturn:
+        if os.getpid() != own:  # forked from it, as by a plugin's pool
+            os._exit(128 + number)
         raise Asked(signal.Signals(number).name)
 
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1 and threading.current_thread() is threading.main_thread()

@@ -326,7 +326,11 @@ def fit_microbatch(run: Run) -> None:
 def listening(run: Run) -> Iterator[None]:
     """SIGTERM, SIGUSR1 and Ctrl-C end the run after the step at hand; a second Ctrl-C at once."""
 
+    own = os.getpid()
+
     def heard(number: int, _: Any) -> None:
+        if os.getpid() != own:  # forked from it, as by a plugin's pool, which ends its processes by SIGTERM
+            os._exit(128 + number)
         if run.reason and number == signal.SIGINT:
             raise KeyboardInterrupt
         run.stop(signal.Signals(number).name)

@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from forked_child import terminated
 
+from selfsup.cli.main import Asked
 from selfsup.cli.run_claim import claim
 from selfsup.kernel.errors import ConfigError
 
@@ -144,3 +146,14 @@ def test_only_the_first_process_holds_a_run(tmp_path, holder, monkeypatch):
     with claim(tmp_path / "run", True):
         pass
     assert status(tmp_path / "run") == "RUNNING\n"
+
+
+def test_a_signal_before_the_first_step_ends_the_claim_and_what_was_forked_from_it(tmp_path):
+    def prepare():
+        assert terminated() == 128 + signal.SIGTERM
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    with pytest.raises(Asked, match="SIGUSR1"), claim(tmp_path / "run", False):
+        prepare()
+    assert status(tmp_path / "run") == "PREEMPTED SIGUSR1\n"
+    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL

@@ -8,6 +8,7 @@ import threading
 
 import pytest
 import torch
+from forked_child import terminated
 
 from selfsup.kernel import Loss, compose, hookimpl, loop, state
 from selfsup.kernel.errors import DataError, StateError
@@ -323,6 +324,13 @@ def test_services_are_told_of_each_batch_of_a_calibration_and_of_its_end_however
     with pytest.raises(ZeroDivisionError):
         loop.calibrate(run)
     assert told == [0, "end", 0, 1, "end"]
+
+
+def test_a_signal_ends_what_a_plugin_forked_and_not_the_run(toys):
+    """multiprocessing.Pool ends its processes by SIGTERM, and waits for their end."""
+    codes = []
+    run = start(toys, listener=Listener(1, lambda run: codes.append(terminated())), train__steps=2)
+    assert (loop.train(run), codes) == ("done", [128 + signal.SIGTERM])
 
 
 def test_dropout_is_seeded_by_the_step_alone(toys):
