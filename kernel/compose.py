@@ -68,9 +68,10 @@ def resolve(plugins: Plugins, *layers: Mapping[str, Any], alone: bool = False) -
 
 
 def _renamed(plugins: Plugins, recipe: Settings, asked: Settings) -> Settings:
-    """The recipe for the modality asked for, where that is a kind of the recipe's own: code is text."""
+    """The recipe for the modality asked for, where that is a kind of the recipe's (code is text) or has its name."""
     own, other = (layer.get("modality", {}).get("name", NOTHING) for layer in (recipe, asked))
-    if NOTHING in (own, other) or not issubclass(*(plugins.load("modalities", name) for name in (other, own))):
+    loaded = (plugins.load("modalities", name) for name in (other, own))
+    if NOTHING in (own, other) or not (other.endswith(f":{own}") or issubclass(*loaded)):
         return recipe
     return {**recipe, "modality": {**recipe["modality"], "name": other}}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -27,6 +28,10 @@ os.environ |= {
 }
 for name in ("SELFSUP_DISABLE", "SELFSUP_TRACE", "WORLD_SIZE", "RANK", "LOCAL_RANK"):
     os.environ.pop(name, None)
+
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started in the background of a shell; Ctrl-C is tested
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

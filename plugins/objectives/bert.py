@@ -36,6 +36,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsup.kernel import Batch, Loss, Objective, Shown, Signal, Stem, Step, Tower, about
+from selfsup.kernel.contracts import returned
 from selfsup.kernel.errors import ConfigError, ContractError
 from selfsup.plugins.common.corrupt import Choice, Corrupted, capacity, choose, corrupt
 from selfsup.plugins.common.marked_text import marked
@@ -174,7 +175,8 @@ class Bert(Objective):
     def guess(self, raw: Signal, hidden: Corrupted) -> Tensor:
         """What the head makes of each chosen place, to be compared with the table: [B, M, D]."""
         tokens = self.encoder.stem(replace(raw, x=hidden.ids))  # [B, T, D]
-        context = self.encoder.backbone.at(tokens, hidden.places)  # [B, M, D]
+        backbone = self.encoder.backbone
+        context = returned(backbone, "at", backbone.at(tokens, hidden.places), Tensor)  # [B, M, D]
         out: Tensor = self.norm(F.gelu(self.dense(context)))
         return out
 

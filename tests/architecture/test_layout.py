@@ -11,7 +11,7 @@ import pytest
 from selfsup.kernel import Backbone, Modality, Objective
 from selfsup.kernel.discovery import SINGULAR
 
-KERNEL_LINES = 2_015  # of code: neither blank, comment nor docstring
+KERNEL_LINES = 2_016  # of code: neither blank, comment nor docstring
 LONGEST_FILE = 400
 MEDIAN_FILE = 120  # lines that are not blank
 FUNCTION = 30  # lines, at the 90th percentile

@@ -402,6 +402,14 @@ def test_a_signal_before_the_first_step_is_no_failure(toys, number):
     assert Path("r/status").read_text() == f"PREEMPTED {number.name}\n"
 
 
+def test_a_recipe_is_that_of_anothers_modality_of_the_same_name_too(toys):
+    toys.distribution("others", "[selfsup.modalities]\nnumbers = toy_plugins:Numbers\n")
+    _, err = toys(*TRAIN, code=1)
+    assert "the modality 'numbers' is claimed by " in err
+    toys(*TRAIN, "--modality", "others:numbers", "--out", "r")
+    assert 'name = "others:numbers"' in Path("r/run.toml").read_text()
+
+
 def test_a_second_ctrl_c_says_what_is_kept(toys):
     slow = ("--set", "objective.pause=2", "--set", "checkpoints.steps=1")
     process = toys.fork(*TRAIN, "--steps", 60, *slow, "--out", "r")

@@ -168,7 +168,10 @@ def refused(path: Path, every: Sequence[Stranger]) -> Result:
         folder = installed(path / stranger.word, [stranger])
         flag = {"objectives": "--plugin", "modalities": "--modality", "backbones": "--backbone"}.get(stranger.kind)
         chosen = [flag, stranger.plugin] if flag else ["--set", f"{stranger.plugin}.a=1"]
-        if stranger.title == "cannot be made":  # it has no option that could be set
+        if stranger.title in (
+            "cannot be made",
+            "needs an option",
+        ):  # asked for without options
             (folder / "run.toml").write_text(f"[{stranger.plugin}]\n")
             chosen = [str(folder / "run.toml")]
         said = train(folder, folder / "run", *chosen)
@@ -217,7 +220,7 @@ def wrongs() -> list[tuple[Stranger, str]]:
         out.append((Stranger(f"raises in {hook}", "services", source, said="OSError: boo"), ""))
     for kind, flag, method, kept in (
         ("objectives", "--plugin", "forward", "not a Loss"),
-        ("backbones", "--backbone", "at", ""),
+        ("backbones", "--backbone", "at", "not a Tensor"),
         ("modalities", "--modality", "collate", "not a Signal"),
     ):
         body = f"    def {method}(self, *args, **options):\n        return 3\n"

@@ -262,6 +262,13 @@ def test_what_cannot_be_hidden_is_refused() -> None:
         Bert(Tower(Tokens(WORDS, 16), backbone, stand))
 
 
+def test_a_backbone_that_returns_no_tensor_is_named() -> None:
+    objective = make()
+    objective.encoder.backbone.at = lambda tokens, index: 3
+    with pytest.raises(ContractError, match=r"Transformer\.at returned a int, not a Tensor"):
+        objective(batch_of(), STEP)
+
+
 def test_bf16_is_finite_and_near() -> None:
     objective, batch = make().float(), batch_of()
     exact = objective(batch, STEP).total
