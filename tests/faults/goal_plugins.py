@@ -215,7 +215,7 @@ def wrongs() -> list[tuple[Stranger, str]]:
         body += "        return super().forward(batch, step)\n"
         out.append((Stranger(f"{title} at a step", "objectives", sound["objectives"] + body), "--plugin"))
     for hook, done in HOOKS.items():
-        body = f"    def {hook}(self, run):\n        if run.done == {done}:\n            raise OSError('boo')\n"
+        body = f"    def {hook}(self, run):\n        if run.done >= {done}:\n            raise OSError('boo')\n"
         source = f"from selfsup.kernel import hookimpl\nclass X:\n    @hookimpl\n{body}"
         out.append((Stranger(f"raises in {hook}", "services", source, said="OSError: boo"), ""))
     for kind, flag, method, kept in (
